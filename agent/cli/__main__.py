@@ -1,0 +1,5 @@
+"""``python -m quietcore.agent.cli``."""
+
+from quietcore.agent.cli import main
+
+main()

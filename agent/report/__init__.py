@@ -1,0 +1,1 @@
+"""Diagnoses for people (``terminal``) and for programs (``document``)."""

@@ -1,0 +1,240 @@
+"""One measurement: attaches to targets, follows them, and takes a snapshot every so often."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from quietcore.agent.targets import Follower, Target
+from quietcore.probes import cgroups, proc
+from quietcore.probes.backend import Backend, Probe
+from quietcore.probes.cuda_libs import (
+    API_CLASSES,
+    API_SYMBOLS,
+    ApiClass,
+    LibraryAccessError,
+    find_libraries,
+    probe_sites,
+)
+from quietcore.probes.errors import MeasureError, TargetGoneError
+from quietcore.probes.governor import Governor, Site, calibrate
+from quietcore.probes.readings import Outlier, Snapshot, Window
+
+STEP_S = 1.0
+"""Time between snapshots: the windows whose scatter gives the margin of error."""
+SWEEP_S = 0.5
+PROBED: tuple[ApiClass, ...] = ("launch", "graph_launch", "sync", "copy")
+"""Classes of CUDA calls that are probed; allocations do not pace a server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a measurement.
+
+    ``seen_ns`` of it had the CUDA probes counting. ``throttled`` is by cgroup
+    directory: nanoseconds that its threads were held back by its CPU quota.
+    """
+
+    window: Window
+    snapshot: Snapshot
+    seen_ns: int
+    throttled: dict[str, int]
+
+
+@dataclass(slots=True)
+class Session:
+    """Measures targets with one backend. Use as a context manager: leaving it detaches everything.
+
+    Args:
+        budget: share of one core that uprobes may cost a target, ``None`` for no limit.
+    """
+
+    backend: Backend
+    targets: list[Target]
+    budget: float | None
+    notes: list[tuple[Target | None, str]] = field(default_factory=list)
+    outliers: list[Outlier] = field(default_factory=list)
+    governor: Governor = field(init=False)
+    _follower: Follower = field(init=False)
+    first: Snapshot = field(init=False)
+    last: Snapshot = field(init=False)
+    _throttled: dict[str, int] = field(default_factory=dict)
+    _known: set[tuple[int, int, int]] = field(default_factory=set)
+    _costs: dict[bool, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.governor = Governor(self.backend, self.budget)
+        self._follower = Follower(self.targets, self._arrived, self._left)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Attach to everything that is there now. Raises MeasureError if no target is left."""
+        for target in self.targets:
+            if target.cgroup_id is not None:
+                self.backend.add_cgroup(target.cgroup_id)
+            for pid in list(target.processes):
+                self._arrived(target, pid)
+        if not any(target.alive for target in self.targets):
+            raise TargetGoneError("the target ended before anything was attached")
+        self._throttled = self._read_throttled()
+        self.first = self.last = self.backend.snapshot()
+
+    def run(
+        self, seconds: float, between: Callable[[float], None] | None = None, step: float = STEP_S
+    ) -> Iterator[Step]:
+        """Measure; yields a step about every ``step`` seconds. Ends early when all targets have.
+
+        Args:
+            between: called with the seconds since the start after each step.
+        """
+        began = time.monotonic()
+        due, sweep = began + step, began + SWEEP_S
+        poller = select.poll()
+        if (fd := self.backend.event_fd()) is not None:
+            poller.register(fd, select.POLLIN)
+        while True:
+            wait = min(due, sweep, self.governor.deadline) - time.monotonic()
+            poller.poll(max(wait, 0) * 1000)
+            self._handle_events()
+            self.governor.tick()
+            now = time.monotonic()
+            if now >= sweep:
+                self._follower.sweep()
+                self._find_cuda()
+                sweep = now + SWEEP_S
+            alive = any(target.alive for target in self.targets)
+            if now >= due or not alive:
+                yield self._step()
+                if between:
+                    between(now - began)
+                if not alive or now - began >= seconds - 0.01:
+                    return
+                due = min(due + step, began + seconds)
+
+    @property
+    def whole(self) -> Window:
+        """All that was measured so far, as one window."""
+        return self.last.since(self.first)
+
+    def _step(self) -> Step:
+        snapshot = self.backend.snapshot()
+        window = snapshot.since(self.last)
+        self.last = snapshot
+        throttled = self._read_throttled()
+        change = {path: ns - self._throttled.get(path, ns) for path, ns in throttled.items()}
+        self._throttled = throttled
+        return Step(window, snapshot, self.governor.seen_ns(window.start, window.end), change)
+
+    def _handle_events(self) -> None:
+        events = self.backend.events()
+        self.outliers += events.outliers[: max(0, 1000 - len(self.outliers))]
+        for event in events.processes:
+            if event.kind == "fork":
+                self._follower.forked(event.tgid)
+            elif event.kind == "exit":
+                self._follower.ended(event.tgid)
+            else:
+                self._find_cuda(event.tgid)
+
+    def _arrived(self, target: Target, pid: int) -> None:
+        try:
+            self.backend.add_process(pid)
+        except TargetGoneError:
+            target.drop(pid)
+            return
+        self._find_cuda(pid)
+
+    def _left(self, _target: Target, pid: int) -> None:
+        # its totals stay until the session ends: what it did belongs to the result
+        self.governor.remove(pid)
+
+    def _find_cuda(self, only: int | None = None) -> None:
+        """Probe libraries that were mapped since the last look."""
+        for target in self.targets:
+            for pid in target.processes:
+                if only in (None, pid):
+                    self._probe(target, pid)
+
+    def _probe(self, target: Target, pid: int) -> None:
+        try:
+            libraries = [lib for lib in find_libraries(pid) if lib.primary]
+        except LibraryAccessError as e:
+            self._note(target, str(e))
+            return
+        for library in libraries:
+            key = (pid, library.device, library.inode)
+            if key in self._known:
+                continue
+            self._known.add(key)
+            try:
+                sites = probe_sites(library, PROBED)
+                stepped = [s.symbol for s in sites if s.point.cost == "single-step"]
+                if stepped:
+                    self._note(
+                        target,
+                        f"{library.path}: {len(stepped)} functions begin with an instruction that the kernel "
+                        f"must step over, which costs ten times as much ({stepped[0]}, ...)",
+                    )
+                self._calibrate(bool(stepped))
+                probes = [
+                    Probe(
+                        s.file_offset,
+                        s.api_id,
+                        API_CLASSES.index(API_SYMBOLS[s.symbol].api_class),
+                        s.point.return_safe,
+                    )
+                    for s in sites
+                ]
+                self.governor.add(Site(target.name, pid, library.open_path, probes))
+                if refused := self.governor.refused.get((pid, library.open_path)):
+                    raise refused
+            except MeasureError as e:
+                # a process may end at any moment: that is no news
+                if proc.read_stat(pid) is not None:
+                    self._note(target, f"launches are not seen: {e}")
+
+    def _calibrate(self, stepped: bool) -> None:
+        if self.budget is None or stepped in self._costs:
+            return
+        self._costs[stepped] = self.governor.cost_ns
+        try:
+            self._costs[stepped] = calibrate(self.backend, single_step=stepped)
+            # the dearest kind in use stands for all
+            self.governor.cost_ns = max(self._costs.values())
+        except (MeasureError, OSError) as e:
+            self._note(None, f"probe cost not calibrated, {self.governor.cost_ns:.0f} ns assumed: {e}")
+
+    def _note(self, target: Target | None, text: str) -> None:
+        if (target, text) not in self.notes:
+            self.notes.append((target, text))
+
+    def notes_on(self, target: Target) -> tuple[str, ...]:
+        """What a reader of this target's result has to know."""
+        return tuple(text for whose, text in self.notes if whose in (None, target))
+
+    def _read_throttled(self) -> dict[str, int]:
+        totals: dict[str, int] = {}
+        for target in self.targets:
+            for pid in target.processes:
+                own = cgroups.cpu_cgroup(pid)
+                # a pod's quota may be that of a cgroup above
+                for directory in cgroups.with_ancestors(own) if own else ():
+                    if str(directory) in totals:
+                        break
+                    if stats := cgroups.throttle_stats(directory):
+                        totals[str(directory)] = stats.throttled_ns
+        return totals
+
+    def close(self) -> None:
+        """Detach everything."""
+        try:
+            self.governor.close()
+        finally:
+            self.backend.close()

@@ -1,0 +1,117 @@
+"""The verdict: interference X % ± Y by whom, not the CPU, or not enough data."""
+
+from __future__ import annotations
+
+import enum
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quietcore.agent.attribution import Account, Culprit
+
+THRESHOLD = 0.02
+"""Interference from here on; below it is the normal murmur of a host."""
+MIN_WALL_S = 0.9
+MIN_DEMAND = 0.005
+"""A target that wanted a CPU for a smaller part of the time was idle: nothing to lose."""
+MIN_LAUNCHES = 100
+NAMED = 3
+"""Culprits named in a verdict: those with at least a tenth of the whole, this many at most."""
+# Student's t, two-sided 95 %, for 1..30 degrees of freedom; 1.96 beyond
+_T95 = (
+    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13,
+    2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04,
+)  # fmt: skip
+
+
+class Outcome(enum.Enum):
+    """What a diagnosis comes to."""
+
+    INTERFERENCE = "interference"
+    NOT_CPU = "not the CPU"
+    NOT_ENOUGH_DATA = "not enough data"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome with its numbers.
+
+    Attributes:
+        share: estimated loss of launch or step rate: time that others took from the critical
+            threads, as a part of their wall time (an upper bound where the work has slack).
+        margin: half the 95 % confidence interval of ``share``, from the scatter of the steps;
+            ``None`` with fewer than three steps.
+        reason: one sentence for ``not the CPU`` and ``not enough data``.
+    """
+
+    outcome: Outcome
+    share: float
+    margin: float | None
+    culprits: tuple[Culprit, ...]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.outcome is not Outcome.INTERFERENCE:
+            return f"{self.outcome.value}: {self.reason}" if self.reason else self.outcome.value
+        margin = f" ± {self.margin:.1%}" if self.margin is not None else ""
+        return f"interference {self.share:.1%}{margin} by {_names(self.culprits)}"
+
+
+def _names(culprits: Sequence[Culprit]) -> str:
+    return ", ".join(culprit_name(c) for c in culprits) or "unknown"
+
+
+def culprit_name(culprit: Culprit) -> str:
+    """For people: ``stress-ng-cpu [4711]``, ``softirq NET_RX``, ``CPU quota of /engine``."""
+    if culprit.kind == "quota":
+        return f"CPU quota of {culprit.name}" if culprit.name else "CPU quota"
+    if culprit.kind in ("process", "kernel thread"):
+        return f"{culprit.name} [{culprit.pid}]"
+    return f"{culprit.kind} {culprit.name}"
+
+
+def margin_of(shares: Sequence[float]) -> float | None:
+    """Half the 95 % confidence interval of the mean of the steps' shares."""
+    if len(shares) < 3:
+        return None
+    degrees = len(shares) - 1
+    t = _T95[degrees - 1] if degrees <= len(_T95) else 1.96
+    return t * statistics.stdev(shares) / math.sqrt(len(shares))
+
+
+def judge(whole: Account, steps: Sequence[Account], threshold: float = THRESHOLD) -> Verdict:
+    """Judge a target from its account of the whole measurement and of its steps."""
+    share = whole.share(whole.interference) or 0.0
+    margin = margin_of([s.share(s.interference) or 0.0 for s in steps if s.wall])
+    external = [c for c in whole.culprits if c.ns >= 0.1 * max(whole.interference, 1)]
+    named = tuple(external[:NAMED])
+    if reason := _too_little(whole):
+        return Verdict(Outcome.NOT_ENOUGH_DATA, share, margin, named, reason)
+    # a single hiccup in one step is no interference: the lower end must stand out, too
+    if share >= threshold and share - (margin or 0.0) >= threshold / 4:
+        return Verdict(Outcome.INTERFERENCE, share, margin, named)
+    return Verdict(Outcome.NOT_CPU, share, margin, named, _not_cpu(whole, share, threshold))
+
+
+def _too_little(whole: Account) -> str:
+    seconds = (whole.end - whole.start) / 1e9
+    if seconds < MIN_WALL_S:
+        return f"only {seconds:.1f} s were seen"
+    if not whole.critical:
+        return "no thread of the target did anything that paces its work"
+    if (whole.on_cpu + whole.run_delay) < MIN_DEMAND * whole.wall:
+        return "the target was idle"
+    if whole.critical_by == "launches" and (whole.launches or 0) < MIN_LAUNCHES:
+        return f"only {whole.launches} launches were seen"
+    return ""
+
+
+def _not_cpu(whole: Account, share: float, threshold: float) -> str:
+    text = f"others took {share:.1%} of the critical threads' time"
+    if share >= threshold:
+        return f"{text}, in single hiccups that may be chance"
+    own = whole.share(whole.self_contention)
+    if own is not None and own >= threshold:
+        text += f"; its own threads took {own:.1%} from each other (self-contention)"
+    return text
