@@ -1,0 +1,265 @@
+"""The default backend on live processes: finding them, following them, losing nothing silently."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.doubles import (
+    BUILT,
+    CPU,
+    attached_programs,
+    gated_launcher,
+    launcher,
+    quietcore,
+    running,
+    thief,
+)
+
+from quietcore.agent import targets
+from quietcore.agent.attribution import launch_count
+from quietcore.agent.diagnosis import Diagnosis, diagnose
+from quietcore.agent.session import Session
+from quietcore.agent.verdict import Outcome
+from quietcore.probes.backend import open_backend
+
+pytestmark = pytest.mark.root
+
+
+def measure(target: targets.Target, seconds: float, budget: float | None = None) -> Diagnosis:
+    with Session(open_backend("libbpf"), [target], budget) as session:
+        session.start()
+        return diagnose(session, seconds)[0]
+
+
+def seen(diagnosis: Diagnosis) -> int:
+    return sum(launch_count(la) for la in (diagnosis.whole.launchers or {}).values())
+
+
+def test_counts_every_launch_of_a_worker_thread(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with (
+        gated_launcher(gate, "--worker", "--total", "100003", "--linger", "3") as victim,
+        Session(open_backend("libbpf"), [targets.by_pid(victim.pid)], None) as session,
+    ):
+        session.start()
+        gate.touch()
+        found = diagnose(session, 2)[0]
+    assert seen(found) == 100003
+    assert found.launches is not None
+    assert found.launches.margin == 0
+    assert found.whole.critical_by == "launches"
+
+
+def test_follows_a_fork_and_its_exec(tmp_path: Path) -> None:
+    """The agent is there first; the shell starts the server later."""
+    gate = tmp_path / "gate"
+    wait = f"while [ ! -e {gate} ]; do sleep 0.05; done"
+    script = f"{wait}; {BUILT}/launcher --duration 4 --tokens-per-second 20; true"
+    with running("/bin/sh", "-c", script) as shell:
+        with Session(open_backend("libbpf"), [targets.by_pid(shell.pid)], None) as session:
+            session.start()
+            gate.touch()
+            found = diagnose(session, 4)[0]
+        shell.process.wait(10)
+    # found at the exec or by the sweep half a second later: 80 tokens in all
+    assert 60 * 950 < seen(found) <= 80 * 950
+    assert any(t.comm == "launcher" for t in found.whole.threads.values())
+
+
+def test_library_opened_late() -> None:
+    with launcher("--dlopen-after", "1.5", "--duration", "6", "--tokens-per-second", "20") as victim:
+        found = measure(targets.by_pid(victim.pid), 4)
+    assert seen(found) > 10 * 950
+
+
+def test_two_copies_of_the_library(tmp_path: Path) -> None:
+    """Two virtual environments: two files, both probed."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("launcher", "libcuda.so.1", "libcudart.so.12"):
+            shutil.copy(BUILT / file, tmp_path / name / file)
+    options = ("--total", "20011", "--linger", "4", "--gate", tmp_path / "gate")
+    with (
+        running(tmp_path / "a" / "launcher", *options) as one,
+        running(tmp_path / "b" / "launcher", *options) as two,
+    ):
+        for double in (one, two):
+            assert double.process.stdout is not None
+            double.process.stdout.readline()
+        both = [targets.by_pid(one.pid), targets.by_pid(two.pid)]
+        with Session(open_backend("libbpf"), both, None) as session:
+            session.start()
+            (tmp_path / "gate").touch()
+            found = diagnose(session, 2)
+    assert [seen(d) for d in found] == [20011, 20011]
+
+
+def test_restarted_server_in_a_cgroup(tmp_path: Path, cpu_cgroup: Path) -> None:
+    first = subprocess.Popen([BUILT / "launcher", "--duration", "60"], stdout=subprocess.DEVNULL)
+    try:
+        join(cpu_cgroup, first.pid)
+        with Session(open_backend("libbpf"), [targets.by_cgroup(str(cpu_cgroup))], None) as session:
+            session.start()
+            steps = session.run(5)
+            next(steps)
+            first.terminate()
+            first.wait()
+            move_then_run = f"echo $$ > {cpu_cgroup}/cgroup.procs; exec {BUILT}/launcher --duration 60"
+            with running("/bin/sh", "-c", move_then_run) as second:
+                list(steps)
+                window = session.whole
+                restarted = second.pid
+    finally:
+        first.kill()
+        first.wait()
+    launched = {la.tgid for la in (window.launchers or {}).values()}
+    assert launched == {first.pid, restarted}
+
+
+@pytest.fixture
+def cpu_cgroup() -> Iterator[Path]:
+    root = next((p for p in map(Path, ("/sys/fs/cgroup/cpu", "/sys/fs/cgroup")) if p.is_dir()), None)
+    if root is None or not (root / "cgroup.procs").exists():
+        pytest.skip("needs a cpu cgroup hierarchy")
+    folder = root / f"quietcore-test-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        for pid in (folder / "cgroup.procs").read_text().split():
+            join(root, int(pid))
+        for _ in range(50):
+            try:
+                folder.rmdir()
+                break
+            except OSError:
+                time.sleep(0.1)
+
+
+def join(cgroup: Path, pid: int) -> None:
+    (cgroup / "cgroup.procs").write_text(str(pid))
+
+
+def test_quota_is_named(cpu_cgroup: Path) -> None:
+    if not (cpu_cgroup / "cpu.cfs_quota_us").exists():
+        pytest.skip("needs the cpu controller of cgroup v1")
+    (cpu_cgroup / "cpu.cfs_period_us").write_text("100000")
+    (cpu_cgroup / "cpu.cfs_quota_us").write_text("40000")
+    with launcher("--worker", "--duration", "30") as victim:
+        join(cpu_cgroup, victim.pid)
+        found = measure(targets.by_cgroup(str(cpu_cgroup)), 4)
+    assert found.verdict.outcome is Outcome.INTERFERENCE
+    assert found.verdict.culprits[0].kind == "quota"
+    assert cpu_cgroup.name in found.verdict.culprits[0].name
+    assert found.whole.share(found.whole.throttled) == pytest.approx(0.6, abs=0.1)
+
+
+def test_bundled_libbpf_needs_nothing_of_the_system() -> None:
+    with launcher("--duration", "20") as victim:
+        result = quietcore(
+            "diagnose",
+            "--pid",
+            str(victim.pid),
+            "--duration",
+            "1.5",
+            "--json",
+            env={"QUIETCORE_LIBBPF": "bundled"},
+        )
+    assert result.returncode in (0, 1), result.stderr
+    assert json.loads(result.stdout)["targets"][0]["backend"] == "libbpf"
+
+
+def test_budget_is_kept() -> None:
+    """A launch-bound thread: always attached, the probes would cost a third of the core."""
+    with launcher("--duration", "60", "--worker") as victim:
+        found = measure(targets.by_pid(victim.pid), 12, budget=0.005)
+        rate = found.launches
+    assert rate is not None
+    assert found.seen_share is not None
+    assert found.overhead is not None
+    assert found.seen_share < 0.5
+    assert found.overhead < 0.0075
+    # probes that come and go wake the thread in odd moments: blame must not outgrow the waits
+    waits = found.whole.run_delay - (found.whole.throttled or 0)
+    assert sum(c.ns for c in found.whole.culprits if c.pid) <= waits * 1.01 + 1_000_000
+
+
+def test_too_many_waiters_are_counted_as_lost() -> None:
+    """Losses are forced: more threads wait on one CPU than its queue has slots for."""
+    with launcher("--threads", "40", "--duration", "30", "--kernel-ns", "0") as victim:
+        found = measure(targets.by_pid(victim.pid), 4, budget=0.005)
+    assert found.losses.get("waiters", 0) > 0
+
+
+def test_thief_is_named_with_its_share() -> None:
+    with launcher("--worker", "--duration", "60") as victim, thief(0.3) as neighbour:
+        found = measure(targets.by_pid(victim.pid), 5, budget=0.005)
+    assert found.verdict.outcome is Outcome.INTERFERENCE
+    assert found.verdict.culprits[0].pid == neighbour.pid
+    # its own part: whatever else runs on the machine stands beside it
+    assert found.verdict.culprits[0].ns / found.whole.wall == pytest.approx(0.3, abs=0.08)
+
+
+SLEEPY_SERVER = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+engine = subprocess.Popen([sys.argv[1], "--worker", "--cpu", sys.argv[2], "--duration", "60",
+                           "--tokens-per-second", "40"], stdout=subprocess.DEVNULL)
+try:
+    while True:
+        time.sleep(0.1)
+finally:
+    engine.kill()
+"""
+
+
+def test_sleepy_api_server_is_not_interference() -> None:
+    """The shape that misled a peer: seconds of sleep beside an engine that is well."""
+    with running(sys.executable, "-c", SLEEPY_SERVER, BUILT / "launcher", str(CPU)) as server:
+        time.sleep(1)
+        found = measure(targets.by_pid(server.pid), 5, budget=0.005)
+    sleeper = next(t for t in found.whole.threads.values() if t.tid == server.pid)
+    assert sleeper.split.sleeping is not None
+    assert sleeper.split.sleeping > 0.9 * sleeper.wall_ns
+    assert sleeper.tid not in found.whole.critical
+    assert found.verdict.share < 0.1
+
+
+FORKING_SERVER = """
+import os, time
+for _ in range(40):
+    if os.fork() == 0:
+        time.sleep(0.02)
+        os._exit(0)
+    os.wait()
+    time.sleep(0.05)
+"""
+
+
+def test_forked_python_child_is_followed() -> None:
+    with running(sys.executable, "-c", FORKING_SERVER) as parent:
+        time.sleep(0.3)
+        found = measure(targets.by_pid(parent.pid), 2)
+    born = {t.tgid for t in found.whole.threads.values()} - {parent.pid}
+    assert len(born) >= 5
+
+
+def test_nothing_is_left_attached() -> None:
+    before = attached_programs()
+    with launcher("--duration", "30") as victim:
+        measure(targets.by_pid(victim.pid), 1.2)
+    deadline = time.monotonic() + 5
+    left: set[Any] = attached_programs() - before
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = attached_programs() - before
+    assert not left
