@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,9 +11,11 @@ from quietcore.agent.critical import critical_threads
 from quietcore.agent.targets import Target
 from quietcore.probes import proc
 from quietcore.probes.durations import EMPTY, DurationTotals
-from quietcore.probes.readings import BlameTotals, LauncherTotals, ThreadWindow, Window
+from quietcore.probes.readings import BlameTotals, Count, LauncherTotals, ThreadWindow, Window
 
 IDLE = 0
+TICK_HZ = round(1 / time.clock_getres(5))
+"""The kernel's tick (CONFIG_HZ), which is what CLOCK_REALTIME_COARSE (5) advances by."""
 LAUNCHES = ("cuLaunch", "cuGraphLaunch", "cudaLaunch", "cudaGraphLaunch")
 
 
@@ -41,7 +44,8 @@ class Account:
     """One target in one window; times in nanoseconds, of its critical threads unless said otherwise.
 
     ``self_contention`` is what the target's own threads took from each other,
-    ``wakeup_latency`` what passed while the CPU still idled: both are waits, neither is interference.
+    ``wakeup_latency`` what passed while the CPU still idled, ``tick`` what the kernel's regular timer
+    tick took, as on every busy CPU: none of the three is interference.
     ``unattributed`` is waiting for which no culprit was recorded. ``None``: not seen by the backend.
     """
 
@@ -60,6 +64,7 @@ class Account:
     softirq: int | None
     self_contention: int | None
     wakeup_latency: int | None
+    tick: int | None
     unattributed: int
     culprits: tuple[Culprit, ...]
     launchers: Mapping[int, LauncherTotals] | None
@@ -73,7 +78,8 @@ class Account:
     @property
     def interference(self) -> int:
         """The part of it that others took."""
-        return self.stolen - (self.self_contention or 0) - (self.wakeup_latency or 0)
+        own = (self.self_contention or 0) + (self.wakeup_latency or 0) + (self.tick or 0)
+        return self.stolen - own
 
     def share(self, ns: int | None) -> float | None:
         """Part of the critical threads' wall time."""
@@ -130,7 +136,9 @@ def account(
     held = total(t.split.throttled for t in chosen.values())
     blamed, own, idle = _blamed(window, target, set(chosen))
     others = sum(c.ns for c in blamed)
-    culprits = [*blamed, *_interrupts(window, set(chosen))]
+    on_cpu = sum(t.split.on_cpu or 0 for t in chosen.values())
+    interrupts, tick = _interrupts(window, set(chosen), on_cpu)
+    culprits = [*blamed, *interrupts]
     if held:
         culprits.append(_quota(held, throttled or {}))
     attributed = others + (own or 0) + (idle or 0) + (held or 0)
@@ -143,13 +151,14 @@ def account(
         critical=frozenset(chosen),
         critical_by=critical[1],
         wall=sum(t.wall_ns for t in chosen.values()),
-        on_cpu=sum(t.split.on_cpu or 0 for t in chosen.values()),
+        on_cpu=on_cpu,
         run_delay=run_delay,
         throttled=held,
         irq=total(t.irq_ns for t in chosen.values()),
         softirq=total(t.softirq_ns for t in chosen.values()),
         self_contention=own,
         wakeup_latency=idle,
+        tick=tick,
         unattributed=max(run_delay - attributed, 0),
         culprits=tuple(sorted(culprits, key=lambda c: -c.ns)),
         launchers=launchers,
@@ -215,13 +224,26 @@ def is_kernel_thread(pid: int) -> bool:
         return False
 
 
-def _interrupts(window: Window, victims: set[int]) -> list[Culprit]:
-    totals: dict[tuple[str, str], int] = {}
-    for (tid, source), count in (window.irqs or {}).items():
+def _interrupts(window: Window, victims: set[int], on_cpu: int) -> tuple[list[Culprit], int | None]:
+    """The interrupts as culprits, and what the regular tick took; timers beyond it are culprits."""
+    if window.irqs is None:
+        return [], None
+    totals: dict[tuple[str, str], Count] = {}
+    for (tid, source), count in window.irqs.items():
         if tid in victims:
             key = (source.kind, source.name)
-            totals[key] = totals.get(key, 0) + count.ns
-    return [Culprit(kind, name, ns) for (kind, name), ns in totals.items()]
+            totals[key] = totals.get(key, Count()) + count
+    tick = 0
+    culprits = []
+    for (kind, name), total in totals.items():
+        ns = total.ns
+        if total.count and (name == "local_timer" or name.endswith("arch_timer")):
+            regular = min(TICK_HZ * on_cpu / 1e9 / total.count, 1.0)
+            tick += round(ns * regular)
+            ns -= round(ns * regular)
+        if ns:
+            culprits.append(Culprit(kind, name, ns))
+    return culprits, tick
 
 
 def _quota(held: int, throttled: Mapping[str, int]) -> Culprit:

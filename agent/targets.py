@@ -43,8 +43,8 @@ class Target:
 
     @property
     def alive(self) -> bool:
-        """Whether any of its processes still runs."""
-        return bool(self.processes)
+        """Whether a process of it runs, or its cgroup stands, which a restarted server fills again."""
+        return bool(self.processes) or (self.cgroup_dir is not None and os.path.isdir(self.cgroup_dir))
 
     def owns(self, tgid: int) -> bool:
         """Whether a process is, or was, one of its own."""
@@ -87,7 +87,7 @@ def by_cgroup(path: str) -> Target:
     target.cgroup_dir = str(directory)
     for pid in cgroups.processes(directory):
         target.add(pid)
-    if not target.alive:
+    if not target.processes:
         raise TargetGoneError(f"no process in cgroup {path}", "start the server first, or name another")
     return target
 

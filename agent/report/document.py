@@ -82,6 +82,7 @@ def _shares(whole: Account) -> dict[str, float]:
         "softirq": whole.softirq,
         "self_contention": whole.self_contention,
         "wakeup_latency": whole.wakeup_latency,
+        "tick": whole.tick,
         "unattributed": whole.unattributed,
     }
     for state in (State.RUNQUEUE_WAIT, State.PREEMPTED, State.SLEEPING, State.BLOCKED):

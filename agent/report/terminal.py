@@ -60,6 +60,7 @@ def _summary(whole: Account) -> str:
         part("softirq", whole.softirq),
         part("self-contention", whole.self_contention),
         part("idle CPU waking up", whole.wakeup_latency),
+        part("tick", whole.tick),
     ]
     return f"critical threads (by {whole.critical_by}): " + ", ".join(p for p in parts if p)
 
@@ -129,7 +130,9 @@ def _culprits(whole: Account) -> Table:
 
 
 def _threads(whole: Account) -> Table:
-    table = _table("thread", "on CPU", "waiting", "preempted", "throttled", "asleep", "blocked", "IRQ+soft")
+    table = _table("thread", "on CPU", "wait", "preempt", "quota", "sleep", "block", "IRQ")
+    for column in table.columns[1:]:
+        column.min_width = len("100.0%")  # on a narrow terminal the names give way
     order = sorted(
         whole.threads.values(),
         key=lambda t: (t.tid not in whole.critical, -((t.split.on_cpu or 0) + (t.split.run_delay or 0))),

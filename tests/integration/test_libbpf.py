@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cpu_cgroup import CpuCgroup, controller_root, cpu_cgroup
 from tests.integration.doubles import (
     BUILT,
     CPU,
@@ -103,17 +103,17 @@ def test_two_copies_of_the_library(tmp_path: Path) -> None:
     assert [seen(d) for d in found] == [20011, 20011]
 
 
-def test_restarted_server_in_a_cgroup(tmp_path: Path, cpu_cgroup: Path) -> None:
+def test_restarted_server_in_a_cgroup(tmp_path: Path, cgroup: CpuCgroup) -> None:
     first = subprocess.Popen([BUILT / "launcher", "--duration", "60"], stdout=subprocess.DEVNULL)
     try:
-        join(cpu_cgroup, first.pid)
-        with Session(open_backend("libbpf"), [targets.by_cgroup(str(cpu_cgroup))], None) as session:
+        cgroup.join(first.pid)
+        with Session(open_backend("libbpf"), [targets.by_cgroup(str(cgroup.path))], None) as session:
             session.start()
             steps = session.run(5)
             next(steps)
             first.terminate()
             first.wait()
-            move_then_run = f"echo $$ > {cpu_cgroup}/cgroup.procs; exec {BUILT}/launcher --duration 60"
+            move_then_run = f"echo $$ > {cgroup.path}/cgroup.procs; exec {BUILT}/launcher --duration 60"
             with running("/bin/sh", "-c", move_then_run) as second:
                 list(steps)
                 window = session.whole
@@ -126,40 +126,21 @@ def test_restarted_server_in_a_cgroup(tmp_path: Path, cpu_cgroup: Path) -> None:
 
 
 @pytest.fixture
-def cpu_cgroup() -> Iterator[Path]:
-    root = next((p for p in map(Path, ("/sys/fs/cgroup/cpu", "/sys/fs/cgroup")) if p.is_dir()), None)
-    if root is None or not (root / "cgroup.procs").exists():
-        pytest.skip("needs a cpu cgroup hierarchy")
-    folder = root / f"quietcore-test-{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        for pid in (folder / "cgroup.procs").read_text().split():
-            join(root, int(pid))
-        for _ in range(50):
-            try:
-                folder.rmdir()
-                break
-            except OSError:
-                time.sleep(0.1)
+def cgroup() -> Iterator[CpuCgroup]:
+    if controller_root() is None:
+        pytest.skip("needs a cgroup hierarchy with the cpu controller")
+    with cpu_cgroup() as made:
+        yield made
 
 
-def join(cgroup: Path, pid: int) -> None:
-    (cgroup / "cgroup.procs").write_text(str(pid))
-
-
-def test_quota_is_named(cpu_cgroup: Path) -> None:
-    if not (cpu_cgroup / "cpu.cfs_quota_us").exists():
-        pytest.skip("needs the cpu controller of cgroup v1")
-    (cpu_cgroup / "cpu.cfs_period_us").write_text("100000")
-    (cpu_cgroup / "cpu.cfs_quota_us").write_text("40000")
+def test_quota_is_named(cgroup: CpuCgroup) -> None:
+    cgroup.limit(0.4)
     with launcher("--worker", "--duration", "30") as victim:
-        join(cpu_cgroup, victim.pid)
-        found = measure(targets.by_cgroup(str(cpu_cgroup)), 4)
+        cgroup.join(victim.pid)
+        found = measure(targets.by_cgroup(str(cgroup.path)), 4)
     assert found.verdict.outcome is Outcome.INTERFERENCE
     assert found.verdict.culprits[0].kind == "quota"
-    assert cpu_cgroup.name in found.verdict.culprits[0].name
+    assert cgroup.path.name in found.verdict.culprits[0].name
     assert found.whole.share(found.whole.throttled) == pytest.approx(0.6, abs=0.1)
 
 

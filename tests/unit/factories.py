@@ -200,6 +200,7 @@ def make_account(
         softirq=0,
         self_contention=own,
         wakeup_latency=idle,
+        tick=0,
         unattributed=0,
         culprits=tuple(culprits),
         launchers=launchers,

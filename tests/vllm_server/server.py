@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tests.cpu_cgroup import CpuCgroup, controller_root, cpu_cgroup
 from tests.vllm_server.affinity import misplaced_threads, online
 from tests.vllm_server.guard import descendants
 from tests.vllm_server.guarded import Guarded, VllmError, tail
@@ -35,6 +36,7 @@ class VllmServer:
 
     Once entered, ``pid`` is the API server and ``engine_pid`` the engine core (comm ``VLLM::EngineCor``).
     All threads of the engine are bound to ``engine_cpu``, all others and the load to ``client_cpu``.
+    Where the machine has the cpu controller, the engine is alone in ``engine_group``, as in a container.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class VllmServer:
         self.pid = 0
         self.engine_pid = 0
         self.seconds_to_ready = 0.0
+        self.engine_group: CpuCgroup | None = None
         self._extra_args = tuple(extra_args)
         self._extra_env = dict(extra_env or {})
         self._max_num_seqs = max_num_seqs
         self._stream_interval = stream_interval
         self._ready_timeout_s = ready_timeout_s
         self._guarded: Guarded | None = None
+        self._exits = contextlib.ExitStack()
         self._loads: list[LoadHandle] = []
 
     def __enter__(self) -> VllmServer:
@@ -112,6 +116,11 @@ class VllmServer:
         if len(engines) != 1:
             raise VllmError(f"{len(engines)} processes are called {ENGINE_COMM}, expected one")
         self.engine_pid = engines[0]
+        # A group with threads on both CPUs, as the session's autogroup is, has its weight on this CPU
+        # changed so often that its vruntime falls behind: others here then wait for minutes (Linux 6.18).
+        if controller_root() is not None:
+            self.engine_group = self._exits.enter_context(cpu_cgroup())
+            self.engine_group.join(self.engine_pid)
         self.pin()
 
     def stop(self) -> None:
@@ -121,6 +130,7 @@ class VllmServer:
         self._loads.clear()
         if self._guarded is not None:
             self._guarded.stop()
+        self._exits.close()
 
     def running(self) -> bool:
         """Whether the API server lives; without it vLLM serves nothing."""
