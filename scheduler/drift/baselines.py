@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 from quietcore.scheduler.estimate import End, Estimate, RequestFacts
@@ -26,7 +26,6 @@ _WORDS = (
 )
 _SAFETY = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
 _UNKNOWN_BUDGET = 256  # tokens, for a category that is no job type
-_MAX_GROUPS = 4096
 
 
 def classify(prompt: str) -> str:
@@ -47,11 +46,15 @@ def subtract(first: Estimate, produced: int) -> Estimate:
 
 
 class Groups(Generic[_Group]):
-    """One record a group, the longest unused of more than 4,096 forgotten (names come from clients)."""
+    """One record a group; the longest unused is forgotten when there are too many (clients name them)."""
 
-    def __init__(self, make: Callable[[], _Group]) -> None:
+    def __init__(self, make: Callable[[], _Group], most: int = 4096) -> None:
         self._make = make
+        self._most = most
         self._records: OrderedDict[Hashable, _Group] = OrderedDict()
+
+    def __iter__(self) -> Iterator[_Group]:
+        return iter(self._records.values())
 
     def find(self, key: Hashable) -> _Group | None:
         return self._records.get(key)
@@ -61,7 +64,7 @@ class Groups(Generic[_Group]):
         record = self._records.get(key)
         if record is None:
             record = self._records[key] = self._make()
-            if len(self._records) > _MAX_GROUPS:
+            if len(self._records) > self._most:
                 self._records.popitem(last=False)
         else:
             self._records.move_to_end(key)
