@@ -67,7 +67,7 @@ def fit(
         total = np.bincount(leaf[sample], (weight * residual)[sample], 1 << chosen.depth)
         value[tree] = chosen.rate * total / (heavy + chosen.shrink)
         residual = residual - value[tree][leaf]
-    return ObliviousForest(base, feature, threshold, value)
+    return ObliviousForest(np.array([base]), feature, threshold, value)
 
 
 def _bin(rows: NDArray[np.float64]) -> tuple[list[NDArray[np.float64]], NDArray[np.int64]]:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+class Forest(Protocol):
+    """Trees of one or more outputs: the first block of trees adds up to the first output, and so on."""
+
+    @property
+    def base(self) -> NDArray[np.float64]:
+        """(outputs,) what the trees' values are added to."""
+
+    def score(self, row: NDArray[np.float64]) -> list[float]:
+        """The outputs of one row of features."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +27,12 @@ class ObliviousForest:
     """Trees that ask the same question in all nodes of a level, as those of CatBoost do.
 
     Attributes:
-        base: what the trees' values are added to.
+        base: (outputs,).
         feature, threshold: (trees, depth); the answer is 1 where the feature exceeds the threshold.
         value: (trees, 2 ** depth), by the answers read as a binary number, first level highest.
     """
 
-    base: float
+    base: NDArray[np.float64]
     feature: NDArray[np.int64]
     threshold: NDArray[np.float64]
     value: NDArray[np.float64]
@@ -34,17 +46,11 @@ class ObliviousForest:
         object.__setattr__(self, "_places", 1 << np.arange(depth)[::-1])
         object.__setattr__(self, "_starts", np.arange(trees) << depth)
 
-    def score(self, row: NDArray[np.float64]) -> float:
+    def score(self, row: NDArray[np.float64]) -> list[float]:
         leaf = (row[self.feature] > self.threshold) @ self._places + self._starts
-        return self.base + float(self.value.ravel()[leaf].sum())
-
-    def score_all(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        import numpy as np
-
-        total = np.full(len(rows), self.base)
-        for feature, threshold, value in zip(self.feature, self.threshold, self.value, strict=True):
-            total += value[(rows[:, feature] > threshold) @ self._places]
-        return total
+        values = self.value.ravel()[leaf].reshape(len(self.base), -1)
+        outputs: list[float] = (self.base + values.sum(1)).tolist()
+        return outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +61,12 @@ class BitmaskForest:
     cleared. The lowest bit that all masks of a tree leave set is the leaf.
 
     Attributes:
-        base: what the trees' values are added to.
+        base: (outputs,).
         feature, threshold, mask: (trees, 15); unused nodes have an infinite threshold.
         value: (trees, 16), leaves from left to right.
     """
 
-    base: float
+    base: NDArray[np.float64]
     feature: NDArray[np.int64]
     threshold: NDArray[np.float64]
     mask: NDArray[np.uint16]
@@ -74,19 +80,28 @@ class BitmaskForest:
         import numpy as np
 
         lowest = np.zeros(1 << self.LEAVES, np.int64)
-        for bit in reversed(range(self.LEAVES)):
+        for bit in range(self.LEAVES):
             lowest[1 << bit :: 1 << (bit + 1)] = bit
         object.__setattr__(self, "_lowest", lowest)
         object.__setattr__(self, "_starts", np.arange(len(self.value)) * self.LEAVES)
 
-    def score(self, row: NDArray[np.float64]) -> float:
+    def score(self, row: NDArray[np.float64]) -> list[float]:
         import numpy as np
 
-        greater = row[self.feature] > self.threshold
-        left = np.bitwise_and.reduce(np.where(greater, self.mask, 0xFFFF), axis=1)
-        return self.base + float(self.value.ravel()[self._lowest[left] + self._starts].sum())
+        passed = row[self.feature] <= self.threshold
+        # an all-ones mask where the answer is "not greater": -True is 0xFFFF in 16 bits
+        left = np.bitwise_and.reduce(self.mask | -passed.astype(np.uint16), axis=1)
+        values = self.value.ravel()[self._lowest[left] + self._starts].reshape(len(self.base), -1)
+        outputs: list[float] = (self.base + values.sum(1)).tolist()
+        return outputs
 
-    def score_all(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        import numpy as np
 
-        return np.array([self.score(row) for row in rows])
+_Kind = TypeVar("_Kind", ObliviousForest, BitmaskForest)
+
+
+def join(forests: Sequence[_Kind]) -> _Kind:
+    """One forest with the outputs of all, which must have the same number of trees."""
+    import numpy as np
+
+    names = [name for name in type(forests[0]).__dataclass_fields__ if not name.startswith("_")]
+    return type(forests[0])(*[np.concatenate([getattr(each, name) for each in forests]) for name in names])
