@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quietcore.scheduler.drift.baselines import EmaBudgets, RunningMedian, StaticBudgets, classify
 from quietcore.scheduler.estimate import Estimator
+
+if TYPE_CHECKING:
+    from quietcore.scheduler.drift.prior import Prior
+
+_log = logging.getLogger(__name__)
 
 NAMES = ("static", "ema-keyword", "ema-category", "median", "drift-light", "drift")
 
@@ -33,6 +41,22 @@ def build(
         return EmaBudgets(name, lambda facts: classify(facts.prompt))
     if name == "ema-category":
         return EmaBudgets(name, lambda facts: facts.category)
-    if name in ("median", "drift-light", "drift"):
+    if name == "median":
         return RunningMedian()
+    if name in ("drift", "drift-light"):
+        from quietcore.scheduler.drift.estimator import DriftEstimator
+
+        trees = "lightgbm" if name == "drift" and find_spec("lightgbm") else "oblivious"
+        return DriftEstimator(name, _load_prior(prior), trees=trees, seed=seed, background=background)
     raise ValueError(f"no estimator is named {name!r}: choose one of {', '.join(NAMES)}")
+
+
+def _load_prior(path: Path | None) -> Prior:
+    """A prior that cannot be read is done without: requests are served all the same."""
+    from quietcore.scheduler.drift import prior, sealed
+
+    try:
+        return prior.load(prior.SHIPPED if path is None else path)
+    except (OSError, sealed.DamagedError) as error:
+        _log.warning("quietcore: no prior for the drift model: %s", error)
+        return prior.neutral()
