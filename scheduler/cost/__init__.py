@@ -1,0 +1,20 @@
+"""The cost model: what a request costs, in seconds of engine time.
+
+A step of the engine has a host part and a device part; how long each takes is learned from the steps
+themselves (:class:`StepTimeModel`). A request costs its prefill and its share of the steps that it stays
+for (:class:`CostModel`). A measured :class:`Slowdown` scales what is passing, never what was learned.
+"""
+
+from quietcore.scheduler.cost.model import CostModel, neutral
+from quietcore.scheduler.cost.slowdown import NEUTRAL, Slowdown
+from quietcore.scheduler.cost.steps import StepModelState, StepShape, StepTimeModel
+
+__all__ = [
+    "NEUTRAL",
+    "CostModel",
+    "Slowdown",
+    "StepModelState",
+    "StepShape",
+    "StepTimeModel",
+    "neutral",
+]
