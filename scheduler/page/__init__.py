@@ -1,0 +1,28 @@
+"""The pages through which agent and engine tell each other things: small files that both map into memory.
+
+A page is a fixed, versioned, little-endian layout. It begins with a header (`files`) and holds records,
+each under a sequence lock of its own (`seqlock`) and of one process (`identity`). The engine page (`engine`)
+has one record and is written by the engine. The reader of a page takes nothing in it on trust.
+"""
+
+from quietcore.scheduler.page.engine import (
+    Account,
+    Decisions,
+    EnginePageWriter,
+    EngineStats,
+    StepTimes,
+    engine_page_name,
+    read_engine_page,
+)
+from quietcore.scheduler.page.identity import ProcessIdentity
+
+__all__ = [
+    "Account",
+    "Decisions",
+    "EnginePageWriter",
+    "EngineStats",
+    "ProcessIdentity",
+    "StepTimes",
+    "engine_page_name",
+    "read_engine_page",
+]
