@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import click
 
 from quietcore import __version__
 from quietcore.agent.cli.exit_codes import CANNOT_MEASURE
+from quietcore.agent.cli.verbs import Verbs
 
 VERBS = {
     "diagnose": "Measure a running server and say whether, and by whom, it is disturbed.",
     "doctor": "Load, attach and fire every BPF program, and check the host.",
     "demo": "Show a clean and a disturbed launcher, measured for real; no GPU needed.",
+    "bench": "Benchmark estimators and queue policies on recorded requests.",
 }
 
 
-class _Verbs(click.Group):
-    """Verbs are imported on demand: ``diagnose`` has to be attached within a second."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in VERBS:
-            return None
-        command: click.Command = importlib.import_module(f"quietcore.agent.cli.{name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
-
-
-@click.group(cls=_Verbs)
+@click.group(cls=Verbs, package=__name__, verbs=VERBS)
 @click.version_option(__version__)
 def cli() -> None:
     """Measure how interference on the CPU slows the launch path of LLM servers.

@@ -1,0 +1,19 @@
+"""``quietcore bench``: one module a verb, imported when it is called."""
+
+from __future__ import annotations
+
+import click
+
+from quietcore.agent.cli.verbs import Verbs
+
+VERBS = {
+    "drift": "How well estimators predict output lengths on recorded requests.",
+}
+
+
+@click.group(cls=Verbs, package=__name__, verbs=VERBS)
+def command() -> None:
+    """Benchmark estimators and queue policies on recorded requests.
+
+    Exit codes: 0 done, 2 wrong usage or input, 3 cannot run here (the line says what is missing).
+    """
