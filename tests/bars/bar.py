@@ -62,7 +62,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return ""
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     aligned = (
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
         for line in lines
     )
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)

@@ -56,7 +56,12 @@ def conclude(documents: Sequence[Mapping[str, Any]]) -> Outcome:
 def _row(check: Mapping[str, Any]) -> list[str]:
     outcomes = [program["outcome"] for program in check["programs"]]
     counts = (str(outcomes.count(outcome)) for outcome in ("ok", "idle", "fail"))
-    return [f"{check['backend']} {check['flavour']}".strip(), check["step"], *counts, f"{check['seconds']:.1f}"]
+    return [
+        f"{check['backend']} {check['flavour']}".strip(),
+        check["step"],
+        *counts,
+        f"{check['seconds']:.1f}",
+    ]
 
 
 BAR = Bar(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,43 @@ def long_softirq_load(per_second: int, cpu: int = CPU) -> Iterator[None]:
         stack.enter_context(running(*_OUTSIDE, *packets, "send", NEAR_IP, str(PORT), str(per_second)))
         time.sleep(1)
         yield
+
+
+@contextlib.contextmanager
+def disk_load(reads_per_second: int) -> Iterator[None]:
+    """Uncached reads of fio, whose device interrupts come where the device sends them."""
+    _need("fio")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        job = (
+            "--name=reads",
+            f"--directory={folder}",
+            "--size=64M",
+            "--rw=randread",
+            "--bs=4k",
+            "--direct=1",
+        )
+        pace = (
+            "--thread",
+            "--ioengine=psync",
+            f"--rate_iops={reads_per_second}",
+            "--time_based",
+            "--runtime=900",
+        )
+        with running(*_ELSEWHERE, "fio", *job, *pace) as reader:
+            _until_reading(reader)
+            yield
+
+
+def _until_reading(reader: Double) -> None:
+    """fio lays its file out first."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and reader.process.poll() is None:
+        with contextlib.suppress(OSError):
+            read = int(Path(f"/proc/{reader.pid}/io").read_text().split("read_bytes:")[1].split()[0])
+            if read > 2**20:
+                return
+        time.sleep(0.1)
+    raise BarError("fio does not read")
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from tests.bars.bar import Bar, Outcome, ms, percent, progress
-from tests.bars.noise import CPU, TOOL_CPU, on_cpu, quota, stress
+from tests.bars.noise import TOOL_CPU, on_cpu, quota, stress
 from tests.bars.truth import measure
-from tests.integration.doubles import Double, launcher
+from tests.integration.doubles import CPU, Double, launcher
 
 MEDIAN_LIMIT, WORST_LIMIT = 0.01, 0.03
 PACE = "20"
@@ -39,7 +39,7 @@ LOADS = (
     Load("cpu and wakers", WAKERS, None, PACE),
     Load("cpu and wakers", WAKERS, None, "0"),
     Load("quota 40 %", (), 0.4, "0"),
-    Load("quota 40 %, cpu", CPU_HOGS[:1] + ("1",), 0.4, PACE),
+    Load("quota 40 %, cpu", ("--cpu", "1"), 0.4, PACE),
 )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from tests.bars.bar import Bar, Outcome, percent, progress
-from tests.bars.noise import CPU, TOOL_CPU, on_cpu, stress
+from tests.bars.noise import TOOL_CPU, on_cpu, stress
 from tests.bars.truth import Both, measure
-from tests.integration.doubles import launcher
+from tests.integration.doubles import CPU, launcher
 
 LIMIT = 0.01
 PACES = ("20", "0")
@@ -18,7 +18,7 @@ FEW = 100
 
 @dataclass(frozen=True)
 class Row:
-    """The worst of a run: sum of the split and on-CPU time as parts of wall, preemptions as part of their number."""
+    """The worst of a run: errors of sum and on-CPU time as parts of wall, of preemptions as part of them."""
 
     run: int
     pace: str
@@ -76,8 +76,8 @@ def conclude(rows: Sequence[Row]) -> Outcome:
     windows = sum(row.windows for row in rows)
     return Outcome(
         met=max(split, on_cpu_worst, switches) <= LIMIT,
-        figure=f"worst of {windows} thread windows: sum {percent(split, 4)}, on-CPU {percent(on_cpu_worst, 2)}; "
-        f"preemptions {percent(switches, 2)}",
+        figure=f"worst of {windows} thread windows: sum {percent(split, 4)}, "
+        f"on-CPU {percent(on_cpu_worst, 2)}; preemptions {percent(switches, 2)}",
         columns=("run", "thread windows", "sum", "on CPU", "preemptions", "error"),
         rows=[
             [

@@ -49,9 +49,8 @@ def collect(runs: int, seconds: float) -> list[Row]:
             for libbpf in LIBRARIES:
                 rows.append(one_run(run, libbpf, victim.pid, seconds))
                 row = rows[-1]
-                progress(
-                    f"run {run + 1} of {runs}, {libbpf} libbpf: {row.seconds:.2f} s, {row.peak / 2**20:.0f} MiB"
-                )
+                peak = f"{row.peak / 2**20:.0f} MiB"
+                progress(f"run {run + 1} of {runs}, {libbpf} libbpf: {row.seconds:.2f} s, {peak}")
     return rows
 
 
@@ -88,7 +87,10 @@ def count_links(pid: int) -> int:
     held = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            held += os.readlink(descriptor).removeprefix("anon_inode:").strip("[]") in ("bpf_link", "perf_event")
+            held += os.readlink(descriptor).removeprefix("anon_inode:").strip("[]") in (
+                "bpf_link",
+                "perf_event",
+            )
     return held
 
 

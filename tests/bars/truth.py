@@ -13,7 +13,7 @@ from quietcore.agent import targets
 from quietcore.agent.diagnosis import Diagnosis, diagnose
 from quietcore.agent.session import Session
 from quietcore.probes.backend import Backend, open_backend
-from quietcore.probes.readings import Snapshot
+from quietcore.probes.readings import Snapshot, Window
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -78,9 +78,7 @@ def cpu_counters(cpu: int) -> CpuCounters:
     header, *lines = Path("/proc/softirqs").read_text().splitlines()
     column = header.split().index(f"CPU{cpu}") + 1
     softirqs = {line.split()[0].rstrip(":"): int(line.split()[column]) for line in lines}
-    return CpuCounters(
-        int(fields[5]) * TICK_NS, int(fields[6]) * TICK_NS, int(fields[7]) * TICK_NS, softirqs
-    )
+    return CpuCounters(int(fields[5]) * TICK_NS, int(fields[6]) * TICK_NS, int(fields[7]) * TICK_NS, softirqs)
 
 
 class _Witnessed:
@@ -104,19 +102,20 @@ class Both:
     """A diagnosis and what was read beside it, at each snapshot: the start and the end of every step."""
 
     found: Diagnosis
+    window: Window
     seen: list[Any]
 
 
 def measure_with(
-    pid: int, seconds: float, read: Callable[[], Any], budget: float | None = 0.005, backend: str = "libbpf"
+    target: targets.Target, seconds: float, read: Callable[[], Any], budget: float | None = 0.005
 ) -> Both:
-    """Diagnose a process; ``read`` is called right before each snapshot."""
-    opened = _Witnessed(open_backend(backend), read)
-    with Session(cast(Backend, opened), [targets.by_pid(pid)], budget) as session:
+    """Diagnose a target; ``read`` is called right before each snapshot."""
+    opened = _Witnessed(open_backend("libbpf"), read)
+    with Session(cast(Backend, opened), [target], budget) as session:
         session.start()
-        return Both(diagnose(session, seconds)[0], opened.seen)
+        return Both(diagnose(session, seconds)[0], session.whole, opened.seen)
 
 
 def measure(pid: int, seconds: float, budget: float | None = 0.005) -> Both:
     """Diagnose a process beside the counters of its threads."""
-    return measure_with(pid, seconds, lambda: task_counters(pid), budget)
+    return measure_with(targets.by_pid(pid), seconds, lambda: task_counters(pid), budget)

@@ -1,0 +1,18 @@
+"""All bars, in the order in which they are worth running."""
+
+from __future__ import annotations
+
+from tests.bars import clean, doctor, irq, launches, run_delay, split, startup, thief, vllm
+from tests.bars.bar import Bar
+
+BARS: tuple[Bar, ...] = (
+    doctor.BAR,
+    startup.BAR,
+    launches.BAR,
+    split.BAR,
+    run_delay.BAR,
+    thief.BAR,
+    clean.BAR,
+    irq.BAR,
+    vllm.BAR,
+)
