@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 
 from tests.bars.bar import Bar, BarError, Outcome, percent, progress
 from tests.bars.cli import diagnose
-from tests.integration.doubles import BUILT, CPU, ROOT, Double, launcher, running
+from tests.integration.doubles import Double, launcher, sleepy_server
 
 HEALTHY = 0
-SLEEPY_SERVER = ROOT / "tests" / "fixtures" / "sleepy_server.py"
 
 
 @dataclass(frozen=True)
@@ -27,13 +23,6 @@ class Row:
     outcome: str
     text: str
     share: float
-
-
-@contextlib.contextmanager
-def sleepy_server() -> Iterator[Double]:
-    with running(sys.executable, SLEEPY_SERVER, BUILT / "launcher", str(CPU)) as server:
-        time.sleep(0.5)
-        yield server
 
 
 def collect(runs: int, seconds: float) -> list[Row]:

@@ -2,8 +2,8 @@
 
 The spinner reads the cycle counter without pause, so every gap is time in which its CPU did something else.
 Both sides are differences to an undisturbed run. An interrupt also costs what no handler sees: entry, exit
-and, in a guest, its delivery by the hypervisor. Two controls tell that cost from an error of ours: a thief (no
-interrupts) and packets that take long (the same handlers, a hundredth of the interrupts for the same time).
+and, in a guest, its delivery by the hypervisor. Two controls tell that cost from an error of ours: a thief
+(no interrupts) and packets that take long (the same handlers, a hundredth of the interrupts).
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ CONTROLS = (CONTROL, LONG)
 
 @dataclass(frozen=True)
 class Row:
-    """One spin. All but the counts are parts of its wall time."""
+    """One spin. All but the counts are parts of its wall time; ``not_run`` is what its CPU clock lacks."""
 
     run: int
     load: str
     wall_ns: int
     lost: float
     gaps: int
+    not_run: float = 0.0
     irq: float = 0.0
     softirq: float = 0.0
     off_cpu: float = 0.0
@@ -120,7 +121,8 @@ def spin(spinner: Path, run: int, load: str, seconds: float, *, probed: bool) ->
         steal = (cpu_counters(CPU) - before).steal
         seen = _seen(session, said["tid"], said["wall_ns"]) if session else {}
     wall = said["wall_ns"]
-    return Row(run, load, wall, said["lost_ns"] / wall, said["gaps"], steal=steal / wall, **seen)
+    not_run = 1 - said["cpu_ns"] / wall
+    return Row(run, load, wall, said["lost_ns"] / wall, said["gaps"], not_run, steal=steal / wall, **seen)
 
 
 def _seen(session: Session, tid: int, wall: int) -> dict[str, Any]:

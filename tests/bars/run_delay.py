@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from tests.bars.bar import Bar, Outcome, ms, percent, progress
+from tests.bars.bar import Bar, BarError, Outcome, ms, percent, progress
 from tests.bars.noise import TOOL_CPU, on_cpu, quota, stress
 from tests.bars.truth import measure
 from tests.integration.doubles import CPU, Double, launcher
@@ -117,6 +117,8 @@ def one_run(run: int, load: Load, victim: Double, seconds: float) -> list[Row]:
 
 
 def conclude(rows: Sequence[Row]) -> Outcome:
+    if idle := [row for row in rows if not row.kernel_run_delay]:
+        raise BarError(f"{idle[0].thread} never waited in run {idle[0].run + 1}: there was no noise")
     errors = [abs(row.error) for row in rows]
     median, worst = statistics.median(errors), max(errors)
     table = [

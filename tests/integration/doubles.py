@@ -80,6 +80,15 @@ def thief(duty: float, cpu: int = CPU) -> Iterator[Double]:
         yield double
 
 
+@contextlib.contextmanager
+def sleepy_server(cpu: int = CPU) -> Iterator[Double]:
+    """An API server that sleeps and polls, with an engine that is well."""
+    script = ROOT / "tests" / "fixtures" / "sleepy_server.py"
+    with running(sys.executable, script, BUILT / "launcher", str(cpu)) as double:
+        time.sleep(0.5)
+        yield double
+
+
 def quietcore(
     *arguments: str, timeout: float = 60, user: int | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:

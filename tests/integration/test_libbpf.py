@@ -15,12 +15,12 @@ import pytest
 from tests.cpu_cgroup import CpuCgroup, controller_root, cpu_cgroup
 from tests.integration.doubles import (
     BUILT,
-    CPU,
     attached_programs,
     gated_launcher,
     launcher,
     quietcore,
     running,
+    sleepy_server,
     thief,
 )
 
@@ -190,23 +190,10 @@ def test_thief_is_named_with_its_share() -> None:
     assert found.verdict.culprits[0].ns / found.whole.wall == pytest.approx(0.3, abs=0.08)
 
 
-SLEEPY_SERVER = """
-import signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-engine = subprocess.Popen([sys.argv[1], "--worker", "--cpu", sys.argv[2], "--duration", "60",
-                           "--tokens-per-second", "40"], stdout=subprocess.DEVNULL)
-try:
-    while True:
-        time.sleep(0.1)
-finally:
-    engine.kill()
-"""
-
-
 def test_sleepy_api_server_is_not_interference() -> None:
     """The shape that misled a peer: seconds of sleep beside an engine that is well."""
-    with running(sys.executable, "-c", SLEEPY_SERVER, BUILT / "launcher", str(CPU)) as server:
-        time.sleep(1)
+    with sleepy_server() as server:
+        time.sleep(0.5)
         found = measure(targets.by_pid(server.pid), 5, budget=0.005)
     sleeper = next(t for t in found.whole.threads.values() if t.tid == server.pid)
     assert sleeper.split.sleeping is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bars import vllm
 from tests.integration.doubles import quietcore, running
 from tests.vllm_server.serve import VllmServer
 
@@ -60,3 +61,10 @@ def test_quota_on_the_engines_cgroup_is_named(server: VllmServer) -> None:
         server.engine_group.limit(None)
     assert target["culprits"][0]["kind"] == "quota"
     assert server.engine_group.path.name in target["culprits"][0]["name"]
+
+
+@pytest.mark.parametrize("case", [vllm.NEIGHBOUR, vllm.SHORT, vllm.LONG])
+def test_shares_agree_with_the_kernel(server: VllmServer, case: str) -> None:
+    """As the bar has it: schedstat, /proc/softirqs and /proc/stat, and who is named."""
+    row = vllm.one_run(0, case, vllm.disturbances(server)[case], server, 6)
+    assert not row.faults, row
