@@ -1,0 +1,301 @@
+"""The queue: requests by their policy's key, and what lifts one out of that order.
+
+Knows nothing of an engine. Three lanes, each before the next:
+
+    overdue    its bound on waiting is reached: by arrival inside a flow, flows by their shares of the engine
+    pressing   its deadline has come close and can still be met: by the latest time to start it
+    ordinary   by the policy's key; with fair shares, the least-served tenant's first
+
+A timer heap moves requests between them, and only `settle` looks at it: between two calls of `settle` the
+order is frozen, but for what is pushed and taken. Nothing costs more than the logarithm of the queue's
+length, except iteration.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Generic
+
+from quietcore.scheduler.lanes import Entry, Flow, FlowLane, Lane, RecentQuantile, ShareCounters, T
+from quietcore.scheduler.policy import Job, Policy
+
+__all__ = ["Entry", "JobQueue"]
+
+# A first request that can't be started is set aside after so many steps in a row, for so many steps, and so
+# often at most: what doesn't fit now must not stop what does, nor starve by it. An overdue one is never set
+# aside.
+TRIES = 4
+REST_STEPS = 16
+MAX_RESTS = 8
+
+# A changed estimate moves a request only if its cost changes by this share.
+_WORTH_MOVING = 0.02
+
+# Timers of requests that have left are dropped when they outnumber the others by this many.
+_SLACK = 64
+
+
+class _Backlog:
+    """What waits of one flow."""
+
+    __slots__ = ("cost", "jobs")
+
+    def __init__(self) -> None:
+        self.cost = 0.0
+        self.jobs = 0
+
+
+class JobQueue(Generic[T]):
+    """Waiting jobs, each with an item of the caller's.
+
+    Not thread-safe. Time is of the clock that the jobs' arrivals are of; it may jump.
+    """
+
+    def __init__(self, policy: Policy, now: float = 0.0) -> None:
+        self.policy = policy
+        self.now = now
+        self._step = 0
+        self._sequence = 0
+        self._entries: dict[str, Entry[T]] = {}
+        self._served = ShareCounters()
+        self._overdue: FlowLane[T] = FlowLane(self._served)
+        self._pressing: Lane[T] = Lane()
+        self._ordinary: Lane[T] | FlowLane[T] = FlowLane(self._served) if policy.fair else Lane()
+        self._resting: Lane[T] = Lane()
+        self._timers: list[tuple[float, int, int, Entry[T]]] = []
+        self._backlog: dict[Flow, _Backlog] = {}
+        self._usual: dict[str, RecentQuantile] = {}
+        self._stuck: tuple[Entry[T] | None, int] = (None, 0)
+        self._to_rerank: deque[str] = deque()
+
+    # --- what is in it --------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[Entry[T]]:
+        """In order, as far as it is known now (the turns of flows are not foreseen). Costs a sort."""
+        for lane in (self._overdue, self._pressing, self._ordinary, self._resting):
+            yield from lane
+
+    def get(self, key: str) -> Entry[T] | None:
+        return self._entries.get(key)
+
+    def is_overdue(self, entry: Entry[T]) -> bool:
+        return entry.lane is self._overdue
+
+    @property
+    def overdue(self) -> int:
+        """How many wait beyond their bound."""
+        return len(self._overdue)
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of shared cost that wait."""
+        return sum(waiting.cost for waiting in self._backlog.values())
+
+    def count_by_tier(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for (tier, _), waiting in self._backlog.items():
+            counts[tier] = counts.get(tier, 0) + waiting.jobs
+        return counts
+
+    # --- in and out -----------------------------------------------------------------------------------------
+
+    def push(self, job: Job, item: T) -> Entry[T]:
+        """Queues a job; its bound on waiting is fixed here. A job of the same key is replaced."""
+        if job.key in self._entries:
+            self.remove(job.key)
+        flow = (job.tier, job.tenant if self.policy.fair else "")
+        self._sequence += 1
+        entry = Entry(job, item, flow, self._due(job, flow), self._sequence)
+        self._enter(entry)
+        return entry
+
+    def put_back(self, entry: Entry[T], job: Job | None = None) -> None:
+        """Queues again what was taken, its arrival and bound kept; ``job`` tells what is left of it."""
+        if job is not None:
+            entry.job = job
+        self._charge(entry, -entry.job.cost)
+        self._enter(entry)
+
+    def peek(self) -> Entry[T]:
+        """The next entry, left in; ``IndexError`` if there is none."""
+        entry = self._overdue.head() or self._pressing.head() or self._ordinary.head() or self._resting.head()
+        if entry is None:
+            raise IndexError("peek from an empty queue")
+        return entry
+
+    def pop(self) -> Entry[T]:
+        """Takes the next entry; ``IndexError`` if there is none."""
+        entry = self.peek()
+        self._charge(entry, entry.job.cost)
+        self._leave(entry)
+        return entry
+
+    def remove(self, key: str) -> Entry[T] | None:
+        """Takes out the job of that key, if it waits."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._leave(entry)
+        return entry
+
+    def account(self, entry: Entry[T], cost: float) -> None:
+        """What a job that was taken cost in the end, seconds: its flow's next turn comes by that."""
+        self._charge(entry, cost - entry.charged)
+
+    def _enter(self, entry: Entry[T]) -> None:
+        waiting = self._backlog.get(entry.flow)
+        if waiting is None:
+            self._served.wake(entry.flow, self._backlog)
+            waiting = self._backlog[entry.flow] = _Backlog()
+        waiting.cost += entry.job.cost
+        waiting.jobs += 1
+        self._entries[entry.job.key] = entry
+        self._place(entry)
+
+    def _leave(self, entry: Entry[T]) -> None:
+        if entry.lane is not None:
+            entry.lane.discard(entry)
+        del self._entries[entry.job.key]
+        waiting = self._backlog[entry.flow]
+        waiting.cost -= entry.job.cost
+        waiting.jobs -= 1
+        if waiting.jobs == 0:
+            del self._backlog[entry.flow]
+            self._served.sleep(entry.flow)
+
+    def _charge(self, entry: Entry[T], seconds: float) -> None:
+        entry.charged += seconds
+        self._served.charge(entry.flow, seconds / self.policy.weight(entry.flow[0]))
+        if self._overdue:
+            self._overdue.touch(entry.flow)
+        if isinstance(self._ordinary, FlowLane):
+            self._ordinary.touch(entry.flow)
+
+    def _due(self, job: Job, flow: Flow) -> float:
+        patience = self.policy.patience
+        if patience is None:
+            return math.inf
+        usual = self._usual.get(job.tier)
+        if usual is None:
+            usual = self._usual[job.tier] = RecentQuantile(patience.usual)
+        wait = self._fair_wait(flow)
+        return job.arrival + patience.bound(job.service, wait, usual.add(wait))
+
+    def _fair_wait(self, flow: Flow) -> float:
+        """Seconds until what waits of a flow is through, if each flow has its share of the engine."""
+        own = self._backlog.get(flow)
+        if own is None:
+            return 0.0
+        per_weight = own.cost / self.policy.weight(flow[0])
+        return own.cost + sum(
+            min(waiting.cost, per_weight * self.policy.weight(other[0]))
+            for other, waiting in self._backlog.items()
+            if other != flow
+        )
+
+    # --- time -----------------------------------------------------------------------------------------------
+
+    def settle(self, now: float) -> None:
+        """Once a step, before the queue is asked: moves what the time has moved."""
+        self.now = now
+        self._step += 1
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            _, _, stamp, entry = heapq.heappop(timers)
+            if entry.stamp == stamp:
+                self._move(entry)
+        while (resting := self._resting.head()) is not None:
+            if resting.wakes > self._step and len(self._resting) < len(self._entries):
+                break
+            self._move(resting)
+
+    def _move(self, entry: Entry[T]) -> None:
+        if entry.lane is not None:
+            entry.lane.discard(entry)
+            self._place(entry)
+
+    def _place(self, entry: Entry[T]) -> None:
+        """Puts an entry into the lane of this moment, with a timer for the next change."""
+        job, now = entry.job, self.now
+        if now >= entry.due:
+            self._overdue.push(entry, (job.arrival,))
+            return
+        change = entry.due
+        if self.policy.deadlines and job.deadline < math.inf:
+            latest = job.deadline - job.service
+            # Half of the slack is spent in the common order, or far deadlines would be a way to the front.
+            presses = latest - 0.5 * max(latest - job.arrival, 0.0)
+            if now < presses:
+                change = min(change, presses)
+            elif now <= latest:
+                self._pressing.push(entry, (latest, job.arrival))
+                self._wake_at(min(change, math.nextafter(latest, math.inf)), entry)
+                return
+        self._ordinary.push(entry, self.policy.key(job))
+        self._wake_at(change, entry)
+
+    def _wake_at(self, when: float, entry: Entry[T]) -> None:
+        if when == math.inf:
+            return
+        heapq.heappush(self._timers, (when, entry.sequence, entry.stamp, entry))
+        if len(self._timers) > 2 * len(self._entries) + _SLACK:
+            self._timers = [timer for timer in self._timers if timer[2] == timer[3].stamp]
+            heapq.heapify(self._timers)
+
+    # --- what the engine tells ------------------------------------------------------------------------------
+
+    def stall(self) -> bool:
+        """The first request could not be started in this step though a slot was free; true if it was set
+        aside.
+        """
+        if len(self._entries) < 2:
+            return False
+        head = self.peek()
+        stuck, steps = self._stuck
+        steps = steps + 1 if stuck is head else 1
+        self._stuck = (head, steps)
+        if steps < TRIES or head.rests >= MAX_RESTS or head.lane in (self._overdue, self._resting):
+            return False
+        self._stuck = (None, 0)
+        if head.lane is not None:
+            head.lane.discard(head)
+        head.rests += 1
+        head.wakes = self._step + REST_STEPS
+        self._resting.push(head, (head.wakes,))
+        self._wake_at(head.due, head)
+        return True
+
+    def start_rerank(self) -> None:
+        """Estimates have changed: `rerank` will go once through all that wait now."""
+        self._to_rerank = deque(self._entries)
+
+    @property
+    def to_rerank(self) -> int:
+        return len(self._to_rerank)
+
+    def rerank(self, revise: Callable[[Entry[T]], Job], limit: int) -> int:
+        """Asks ``revise`` anew for at most ``limit`` of those that still have their old estimate; returns how
+        many.
+        """
+        asked = 0
+        while asked < limit and self._to_rerank:
+            entry = self._entries.get(self._to_rerank.popleft())
+            if entry is None:
+                continue
+            asked += 1
+            job, old = revise(entry), entry.job
+            if abs(job.cost - old.cost) <= _WORTH_MOVING * old.cost and job.deadline == old.deadline:
+                continue
+            self._backlog[entry.flow].cost += job.cost - old.cost
+            entry.job = job
+            if entry.lane is not self._resting:
+                self._move(entry)
+        return asked
