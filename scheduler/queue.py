@@ -51,12 +51,14 @@ class _Backlog:
 class JobQueue(Generic[T]):
     """Waiting jobs, each with an item of the caller's.
 
-    Not thread-safe. Time is of the clock that the jobs' arrivals are of; it may jump.
+    Not thread-safe. Time is of the clock that the jobs' arrivals are of; it may jump. ``promoted`` counts how
+    often one has become overdue.
     """
 
     def __init__(self, policy: Policy, now: float = 0.0) -> None:
         self.policy = policy
         self.now = now
+        self.promoted = 0
         self._step = 0
         self._sequence = 0
         self._entries: dict[str, Entry[T]] = {}
@@ -227,6 +229,7 @@ class JobQueue(Generic[T]):
         job, now = entry.job, self.now
         if now >= entry.due:
             self._overdue.push(entry, (job.arrival,))
+            self.promoted += 1
             return
         change = entry.due
         if self.policy.deadlines and job.deadline < math.inf:

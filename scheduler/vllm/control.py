@@ -1,0 +1,200 @@
+"""What is ours around one scheduler of vLLM: called before and after each of its entry points."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from quietcore.scheduler.config import Settings
+from quietcore.scheduler.cost import CostModel, StepShape
+from quietcore.scheduler.estimate import Estimator, RequestFacts
+from quietcore.scheduler.policy import Job
+from quietcore.scheduler.queue import Entry, JobQueue
+from quietcore.scheduler.vllm import hints
+from quietcore.scheduler.vllm.ledger import Ledger
+from quietcore.scheduler.vllm.queue import DriftQueue
+from quietcore.scheduler.vllm.steps import StepClock
+from quietcore.scheduler.vllm.telemetry import Telemetry
+from quietcore.scheduler.vllm.victims import free_slot, order_victims
+
+# Requests ranked anew in one step, and the share of the engine's time that this may take.
+_RERANK_SLICE = 4
+_RERANK_SHARE = 0.01
+
+
+class Control:
+    """Owns queue, ledger, clock of steps and telemetry; every method may raise, which its caller turns into
+    vLLM's own order.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        estimator: Estimator,
+        cost: CostModel,
+        facts: Callable[[Any], RequestFacts],
+        now: Callable[[], float],
+        warn: Callable[[str], None],
+        slots: int,
+    ) -> None:
+        self.settings = settings
+        self.policy = settings.build_policy()
+        self.estimator = estimator
+        self.cost = cost
+        self.ledger = Ledger(estimator, cost, facts, self._hints)
+        self.telemetry = Telemetry(settings.page_dir, slots, warn)
+        self.clock = StepClock()
+        self.queues: list[DriftQueue] = []
+        self._now = now
+        self._state = self._model_state()
+        self._rerank_after = 0.0
+
+    def make_queue(self, failed: Callable[[Exception], None]) -> DriftQueue:
+        queue = DriftQueue(JobQueue(self.policy, self._now()), self.ledger, failed)
+        self.queues.append(queue)
+        return queue
+
+    def _hints(self, request: Any) -> hints.Hints:
+        extra = getattr(request.sampling_params, "extra_args", None)
+        return hints.parse(request.priority, extra, self.policy.weights)
+
+    # --- schedule ---
+
+    def before_schedule(self, scheduler: Any) -> None:
+        """Moves what time has moved, ranks some anew, and puts the right victims in place."""
+        self.clock.begin()
+        now = self._now()
+        for queue in self.queues:
+            jobs = queue.jobs
+            if jobs is not None:
+                jobs.settle(now)
+                queue.taken = 0
+        self._rerank()
+        if not self.queues[0]:
+            return
+        order_victims(scheduler, self.ledger, self.policy)
+        if self.settings.preempt_slots:
+            self._free_slot(scheduler)
+
+    def _free_slot(self, scheduler: Any) -> None:
+        queue = self.queues[0]
+        head = queue.peek_request()
+        queue.hold()
+        victim = None
+        try:
+            victim = free_slot(scheduler, head, self.ledger, self.policy)
+        finally:
+            if victim is None:
+                queue.release()
+        if victim is None:
+            return
+        self.telemetry.preempted_voluntary += 1
+        record = self.ledger.get(victim.request_id)
+        if record is not None:
+            record.lost_slots += 1
+
+    def after_schedule(self, scheduler: Any, output: Any) -> None:
+        """Takes note of what was scheduled, and of a first request that could not be."""
+        waiting = self.queues[0]
+        waiting.release()
+        admitted = sum(queue.taken for queue in self.queues)
+        self.telemetry.admitted += max(admitted, 0)
+        if waiting and admitted <= 0 and waiting.jobs is not None:
+            free = len(scheduler.running) < scheduler.max_num_running_reqs
+            budget = output.total_num_scheduled_tokens < scheduler.max_num_scheduled_tokens
+            if free and budget:
+                waiting.jobs.stall()
+        self.clock.scheduled(output, scheduler.running)
+
+    def _rerank(self) -> None:
+        """After a change of the estimator or of the cost of a token: those that wait are ranked by it, in
+        slices.
+        """
+        state = self._model_state()
+        if state != self._state:
+            self._state = state
+            for queue in self.queues:
+                queue.stamp = state[0]
+                if queue.jobs is not None:
+                    queue.jobs.start_rerank()
+        for queue in self.queues:
+            jobs = queue.jobs
+            if jobs is not None and jobs.to_rerank and perf_counter() >= self._rerank_after:
+                begun = perf_counter()
+                jobs.rerank(self._revise, _RERANK_SLICE)
+                ended = perf_counter()
+                self._rerank_after = ended + (ended - begun) / _RERANK_SHARE
+
+    def _revise(self, entry: Entry[Any]) -> Job:
+        record = self.ledger.get(entry.job.key)
+        return entry.job if record is None else self.ledger.job(entry.item, record, stamp=self._state[0])
+
+    def _model_state(self) -> tuple[int, int]:
+        return getattr(self.estimator, "revision", 0), self.cost.revision
+
+    # --- update ---
+
+    def before_update(self) -> None:
+        self.clock.returned()
+
+    def after_update(self, scheduler: Any, output: Any) -> None:
+        """Learns from the step, looks after running requests, and writes the page when it is time."""
+        running = scheduler.running
+        step = self.clock.updated(output, bool(running or self.queues[0]))
+        if step is not None:
+            shape = StepShape(step.prefill_tokens, step.decode_seqs, step.context_tokens)
+            self.cost.step_time.observe(
+                shape, step.seconds, host_seconds=step.host_seconds, slowdown=self.cost.slowdown
+            )
+        self.ledger.check(running)
+        if self.telemetry.due():
+            self.publish(scheduler, degraded=False)
+
+    def ended(self, request: Any) -> None:
+        """A request is about to be freed, in whatever way it ended."""
+        if request.status.name != "FINISHED_ABORTED" or request.num_computed_tokens:
+            self.clock.finished(request.num_computed_tokens)
+        closed = self.ledger.close(request)
+        if closed is None:
+            return
+        record, end, cost = closed
+        entry = record.entry
+        if entry is not None and self.queues[0].jobs is not None:
+            self.queues[0].jobs.account(entry, cost)
+        produced = request.num_output_tokens
+        self.telemetry.ended(end, (record.first.mean, produced), (record.cost, cost))
+        if entry is not None and entry.job.deadline < math.inf and end is not None:
+            if self._now() <= entry.job.deadline:
+                self.telemetry.deadlines_met += 1
+            else:
+                self.telemetry.deadlines_missed += 1
+
+    def publish(self, scheduler: Any, *, degraded: bool) -> None:
+        """Writes the engine page."""
+        waiting: dict[str, int] = {}
+        promoted = 0
+        for queue in self.queues:
+            if queue.jobs is not None:
+                promoted += queue.jobs.promoted
+                for tier, count in queue.jobs.count_by_tier().items():
+                    waiting[tier] = waiting.get(tier, 0) + count
+        self.telemetry.promoted = promoted
+        self.telemetry.preempted_forced = max(self.ledger.preemptions - self.telemetry.preempted_voluntary, 0)
+        self.telemetry.publish(waiting, len(scheduler.running), self.cost, self.ledger.re_estimates, degraded)
+
+    def abandon(self, scheduler: Any, error: Exception) -> None:
+        """Something has failed: the queues go over to vLLM's order, and the page says so. Never raises."""
+        for queue in self.queues:
+            queue.fail(error)
+        with contextlib.suppress(Exception):
+            self.publish(scheduler, degraded=True)
+
+    def close(self) -> None:
+        """The engine stops."""
+        self.telemetry.close()
+        close = getattr(self.estimator, "close", None)
+        if close is not None:
+            close()

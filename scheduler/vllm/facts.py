@@ -1,0 +1,63 @@
+"""What a request of vLLM tells an estimator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from quietcore.scheduler.config import Settings
+from quietcore.scheduler.estimate import RequestFacts
+from quietcore.scheduler.vllm import hints
+from quietcore.scheduler.vllm.text import PromptDecoder
+
+# An arrival this long ago by the wall clock was not that: clocks were set, or the request was made up.
+_MAX_AGE_S = 60.0
+_SAMPLING = ("temperature", "top_p", "top_k", "min_tokens", "ignore_eos", "repetition_penalty")
+
+
+class FactsReader:
+    """Reads `vllm.v1.request.Request`; ``now`` is the clock that the queue goes by."""
+
+    def __init__(self, settings: Settings, model_config: Any, now: Callable[[], float]) -> None:
+        self._now = now
+        self._head = settings.prompt_head
+        self._tiers = settings.tiers
+        self.decoder = PromptDecoder(settings.prompt_head, settings.prompt_tail)
+        if not getattr(model_config, "skip_tokenizer_init", False):
+            name = getattr(model_config, "tokenizer", None) or ""
+            self.decoder.load_from(name, getattr(model_config, "tokenizer_revision", None))
+
+    def read(self, request: Any) -> RequestFacts:
+        sampling = request.sampling_params
+        given = hints.parse(request.priority, getattr(sampling, "extra_args", None), self._tiers)
+        ids = request.prompt_token_ids or ()
+        text = self.decoder.text(ids)
+        lora = request.lora_request
+        return RequestFacts(
+            key=request.request_id,
+            arrival=self._now() - self._age(request.arrival_time),
+            prompt_tokens=request.num_prompt_tokens,
+            prompt=text,
+            prompt_ids=() if text else ids,
+            max_tokens=request.max_tokens,
+            tenant=given.tenant,
+            category=given.category,
+            adapter=lora.lora_name if lora is not None else "",
+            session=getattr(request, "session_id", None) or given.session,
+            sampling=_sampling(sampling),
+        )
+
+    @staticmethod
+    def _age(arrival: float) -> float:
+        """Seconds since the front end took the request in; its clock is the wall's, ours is not."""
+        age = time.time() - arrival
+        return age if 0.0 < age < _MAX_AGE_S else 0.0
+
+
+def _sampling(parameters: Any) -> dict[str, Any]:
+    if parameters is None:
+        return {}
+    sampling = {name: getattr(parameters, name, None) for name in _SAMPLING}
+    sampling["stop"] = len(getattr(parameters, "stop", None) or ())
+    return sampling
