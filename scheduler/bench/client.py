@@ -38,7 +38,8 @@ class Answer:
         sent: when it should have been sent: what the client is late counts as latency.
         chunks: when each piece with text came.
         tokens: as the server counts them, else the number of pieces.
-        digest: of the text, to compare runs.
+        digest: of the token ids where the server gives them (``return_token_ids``), else of
+            the text: to compare runs.
         error: why it failed, else empty.
     """
 
@@ -176,7 +177,8 @@ class _Reading:
             # The closing piece may hold only the reason; a token that is half a character shows nothing.
             if text or not choice.get("finish_reason"):
                 self._chunks.append(now)
-            self._text.update(text.encode())
+            tokens = choice.get("token_ids")
+            self._text.update(("".join(f"{token} " for token in tokens) if tokens else text).encode())
 
     def error(self) -> str:
         if self._failure:

@@ -59,7 +59,7 @@ class ServeOptions:
     arrivals: Arrivals = "poisson"
     load: float = 0.9
     capacity: float = 0.0
-    calibrate: int = 64
+    calibrate: int = 128
     rate: float = 0.0
     max_tokens: int = 1024
     prompt_chars: int = 0
@@ -195,12 +195,15 @@ async def _calibrate(
 ) -> float:
     """Requests a second that the server answers while all its slots are full.
 
-    From a burst of the stream's last requests: tokens a second until 70 % have finished, over the mean of
+    From a burst of requests spread over those of the stream that are not served, as far as there are such
+    (the server must not see a prompt twice): tokens a second until 70 % have finished, over the mean of
     tokens a request. What comes after would measure how a batch runs dry.
     """
-    count = min(options.calibrate, len(stream.requests))
-    tail = stream.requests[-count:]
-    queries = [_query(options, request, "", 0.0) for request in tail]
+    end = options.skip + options.requests if options.requests else len(stream.requests)
+    others = (*stream.requests[: options.skip], *stream.requests[end:]) or stream.requests
+    count = min(options.calibrate, len(others))
+    chosen = [others[i * len(others) // count] for i in range(count)]
+    queries = [_query(options, request, "", 0.0) for request in chosen]
     answers = await drive(client, model, queries, "calibrating", progress)
     return capacity_of(answers)
 

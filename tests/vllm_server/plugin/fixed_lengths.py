@@ -2,24 +2,20 @@
 
     --logits-processors fixed_lengths:FixedLengths
 
-The file that QUIETCORE_TEST_LENGTHS names maps "RUN/REQUEST" to output tokens, the closing one included; a
-request says by ``vllm_xargs`` {"run", "request"} which it is. Neither the client nor the scheduler is told
-the length. Tests and bars start servers with this folder on PYTHONPATH.
+A request says by ``vllm_xargs`` {"run", "request"} which it is; its length is in the file that
+QUIETCORE_TEST_LENGTHS names. Neither the client nor the scheduler is told. Tests and bars start servers with
+this folder on PYTHONPATH.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from known_lengths import KnownLengths
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
-
-LENGTHS = "QUIETCORE_TEST_LENGTHS"
 
 
 class FixedLengths(LogitsProcessor):  # type: ignore[misc]
@@ -28,9 +24,7 @@ class FixedLengths(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         eos = vllm_config.model_config.hf_config.eos_token_id
         self._eos: int = eos[0] if isinstance(eos, list) else eos
-        self._path = Path(os.environ[LENGTHS])
-        self._read_at = 0
-        self._lengths: dict[str, int] = {}
+        self._known = KnownLengths()
         self._rows: dict[int, tuple[int, Sequence[int]]] = {}
 
     def is_argmax_invariant(self) -> bool:
@@ -49,12 +43,5 @@ class FixedLengths(LogitsProcessor):  # type: ignore[misc]
         return logits
 
     def _row(self, params: Any, prompt: Any, tokens: list[int]) -> tuple[int, Sequence[int]] | None:
-        names = params.extra_args or {}
-        length = self._length(f"{names.get('run')}/{names.get('request')}")
+        length = self._known.of(params.extra_args)
         return (length, tokens) if length else None
-
-    def _length(self, key: str) -> int | None:
-        if key not in self._lengths and self._path.stat().st_mtime_ns != self._read_at:
-            self._read_at = self._path.stat().st_mtime_ns
-            self._lengths = json.loads(self._path.read_text())
-        return self._lengths.get(key)
