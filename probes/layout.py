@@ -30,6 +30,7 @@ LOSSES = (
     "launchers",
     "events",
     "targets",
+    "switches",
 )
 SOFTIRQS = ("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU")
 VECTORS = ("local_timer", "reschedule", "call_function", "call_function_single", "irq_work")

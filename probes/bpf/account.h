@@ -11,25 +11,6 @@
 #ifndef QUIETCORE_ACCOUNT_H
 #define QUIETCORE_ACCOUNT_H
 
-/* `was`: what a seeded thread must have been doing for this event to happen. */
-static __always_inline void enter_state(struct thread *t, __u64 now, __u32 was, __u32 state)
-{
-	t->writing++;
-	barrier();
-	if (t->state == UNKNOWN) {
-		t->resolved = was;
-		t->state = was;
-	}
-	/* clocks of two CPUs may differ by a few ns: never go back */
-	if (now > t->since) {
-		t->ns[t->state & 7] += now - t->since;
-		t->since = now;
-	}
-	t->state = state;
-	barrier();
-	t->written = t->writing;
-}
-
 static __always_inline void charge(__u32 victim, __u32 offender, struct waiter *w, __u64 ns,
 				   int describe)
 {

@@ -37,6 +37,7 @@ static __always_inline void tell_outlier(struct launcher *l, struct thread *t, _
 {
 }
 
+#include "state.h"
 #include "account.h"
 #include "interrupt.h"
 #include "launch.h"

@@ -28,7 +28,21 @@ static __always_inline int interrupt_entry(__u64 now, __u32 id)
 	return 0;
 }
 
-static __always_inline void steal_from(__u32 tid, __u32 id, __u64 ns)
+/*
+ * Whom an interrupt interrupts was running. If its switch-in was not shown to
+ * us (a kernel may hide some tasks from tracing, and with them the switches
+ * that they make), the wait would grow for as long as the thread runs.
+ */
+static __always_inline void heal_switch(struct thread *t, __u64 now)
+{
+	if (t->state == ON_CPU || t->state == UNKNOWN)
+		return;
+	enter_state(t, now, t->state, ON_CPU);
+	count_loss(LOST_SWITCHES, 1);
+}
+
+/* `start`: when the interrupt began, `ns`: how long it took without nested ones. */
+static __always_inline void steal_from(__u32 tid, __u32 id, __u64 start, __u64 ns)
 {
 	struct irq_key key = { .tid = tid, .id = id };
 	struct irq_time fresh = {}, *spent;
@@ -37,6 +51,7 @@ static __always_inline void steal_from(__u32 tid, __u32 id, __u64 ns)
 	t = map_lookup(threads, &tid);
 	if (!t || t->state == EXITED)
 		return;
+	heal_switch(t, start);
 	if (id >> 16 == IRQ_SOFT) {
 		t->softirq_ns += ns;
 		t->softirqs++;
@@ -90,7 +105,7 @@ static __always_inline int interrupt_exit(__u64 now, __u32 id, __u32 row, __u32 
 	}
 	/* idle is nobody */
 	if (tid)
-		steal_from(tid, id, own);
+		steal_from(tid, id, now - ns, own);
 	return 0;
 }
 

@@ -11,6 +11,7 @@
 HASH_MAP(irq_times, struct irq_key, struct irq_time, 16384);
 ARRAY_MAP(irq_totals, BPF_MAP_TYPE_PERCPU_ARRAY, struct irq_time, NR_IRQ_TOTALS);
 
+#include "state.h"
 #include "interrupt.h"
 
 static __always_inline int entry(__u32 kind, __u32 nr)

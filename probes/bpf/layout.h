@@ -260,7 +260,8 @@ enum loss {
 	LOST_LAUNCHERS = 6, /* launchers map full, calls */
 	LOST_EVENTS = 7,    /* ring buffer full */
 	LOST_TARGETS = 8,   /* targets map full */
-	NR_LOSSES = 9,
+	LOST_SWITCHES = 9,  /* target found running, its switch-in was not shown */
+	NR_LOSSES = 10,
 };
 
 #endif

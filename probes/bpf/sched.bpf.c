@@ -26,6 +26,7 @@ static __always_inline void describe_current(struct blame *b)
 	bpf_get_current_comm(b->comm, sizeof(b->comm));
 }
 
+#include "state.h"
 #include "account.h"
 
 /* Woken up at once: user space has a process to look at. */

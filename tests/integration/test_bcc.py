@@ -190,7 +190,8 @@ def test_interrupts_are_taken_from_the_threads(measured: Measured) -> None:
 
 
 def test_nothing_is_lost_and_every_program_fires(measured: Measured) -> None:
-    assert not any(measured.window.losses.values())
+    # a kernel that hides tasks from tracing hides their switches, too
+    assert not any(n for name, n in measured.window.losses.items() if name != "switches")
     attached = {status.name for status in measured.programs if status.group != "cuda"}
     assert {"tp_sched_switch", "tp_irq_handler_exit", "tp_softirq_entry"} < attached
     idle = {status.name for status in measured.programs if not status.runs}

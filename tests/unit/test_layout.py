@@ -68,6 +68,7 @@ LOSSES = {
     "LOST_LAUNCHERS": "launchers",
     "LOST_EVENTS": "events",
     "LOST_TARGETS": "targets",
+    "LOST_SWITCHES": "switches",
 }
 
 
