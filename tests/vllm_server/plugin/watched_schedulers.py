@@ -1,6 +1,6 @@
 """The plug-in's scheduler with another estimator, for the live bar and its tests.
 
-    --scheduler-cls watched_schedulers.OracleScheduler | watched_schedulers.RecordingScheduler
+--scheduler-cls watched_schedulers.OracleScheduler | watched_schedulers.RecordingScheduler
 """
 
 from __future__ import annotations

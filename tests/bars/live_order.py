@@ -1,0 +1,243 @@
+"""What ordering by drift is worth on a live vLLM server, against its own order and against an oracle."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.bars.bar import Bar, BarError, Outcome, percent, progress
+from tests.bars.noise import TOOL_CPU, on_cpu
+from tests.integration.doubles import CPU, ROOT
+from tests.vllm_server.guarded import VllmError
+from tests.vllm_server.policies import policy_server
+from tests.vllm_server.server import VllmServer
+
+from quietcore.scheduler.bench import BenchError
+from quietcore.scheduler.bench.serve import Arrivals, ServeOptions, capacity_of, run_serve
+from quietcore.scheduler.bench.serve_report import ServeResult
+
+LOAD = 1.1
+MAX_TOKENS = 1024
+PROMPT_CHARS = 600
+REQUESTS_PER_S = 10
+TOKENS_PER_S = 1800  # about what one core gives with 16 slots; sets how far lengths are scaled
+CONFIDENCE = 0.95
+BURST = "fcfs burst"
+DATA = Path(os.environ.get("QUIETCORE_DATA", ROOT.parent / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run; times in seconds, ``rate`` in requests a second, ``digests`` of each request's tokens."""
+
+    pair: int
+    stream: str
+    policy: str
+    rate: float
+    latency: float
+    p99: float
+    ttft: float
+    failed: int
+    wrong_lengths: int
+    digests: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Part of a stream: ``path`` is what the client reads, ``lengths`` what only the engine does."""
+
+    name: str
+    path: Path
+    lengths: Mapping[str, int]
+
+
+def prepare(folder: Path, pair: int, seconds: float, data: Path = DATA) -> Workload:
+    """The part of a stream that a pair of runs serves: about ``seconds`` of work for the engine."""
+    streams = sorted((data / "streams").glob("*.jsonl.gz"))
+    if not streams:
+        raise BarError(f"no streams in {data / 'streams'} (QUIETCORE_DATA names the folder of data)")
+    source = streams[pair % len(streams)]
+    with gzip.open(source, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    count = min(round(seconds * REQUESTS_PER_S), len(rows))
+    first = pair // len(streams) * count % (len(rows) - count + 1)
+    rows = rows[first : first + count]
+    outputs = [min(row["output_tokens"], MAX_TOKENS) for row in rows]
+    scale = min(1.0, seconds * TOKENS_PER_S / sum(outputs))
+    lengths = {f"{pair}/{i}": max(1, round(output * scale)) for i, output in enumerate(outputs)}
+    path = folder / f"{pair}.jsonl"
+    # the client reads no length
+    path.write_text("".join(json.dumps({**row, "output_tokens": 0}) + "\n" for row in rows))
+    return Workload(source.name.partition("_")[0], path, lengths)
+
+
+class Servers:
+    """Servers by policy, on the same CPUs: all but the one that serves are idle."""
+
+    def __init__(self, venv: Path, folder: Path, lengths: Path) -> None:
+        self._venv, self._folder, self._lengths = venv, folder, lengths
+        self._running: dict[str, VllmServer] = {}
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> Servers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._exits.close()
+
+    def url(self, policy: str) -> str:
+        if policy not in self._running:
+            self._running[policy] = self._exits.enter_context(self._server(policy))
+        return self._running[policy].url
+
+    def fresh(self, policy: str) -> contextlib.AbstractContextManager[VllmServer]:
+        """One that has learned nothing yet; ended with its block."""
+        return self._server(policy)
+
+    def _server(self, policy: str) -> VllmServer:
+        progress(f"starting vLLM ({policy})")
+        return policy_server(self._venv, self._folder / policy, policy, self._lengths, cpus=(CPU, TOOL_CPU))
+
+
+def collect(pairs: Iterable[int], seconds: float) -> list[Row]:
+    """The runs of these pairs: a burst that gives the capacity, then each policy at ``LOAD`` of it."""
+    venv = Path(os.environ.get("QUIETCORE_VLLM_VENV") or ROOT / ".venv-vllm")
+    if not (venv / "bin" / "python").exists():
+        raise BarError(f"{venv} is missing: run tests/vllm_server/install.sh {venv}")
+    rows: list[Row] = []
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="quietcore-bars-", ignore_cleanup_errors=True) as name,
+            Servers(venv, Path(name), Path(name) / "lengths.json") as servers,
+            on_cpu(TOOL_CPU),
+        ):
+            for pair in pairs:
+                workload = prepare(Path(name), pair, seconds)
+                (Path(name) / "lengths.json").write_text(json.dumps(workload.lengths))
+                rows += run_pair(servers, pair, workload)
+    except (VllmError, BenchError) as error:
+        raise BarError(str(error)) from error
+    return rows
+
+
+def run_pair(servers: Servers, pair: int, workload: Workload) -> list[Row]:
+    """Burst, then drift, fcfs and oracle on the same requests and times, in turns forward and backward."""
+    servers.url("oracle")  # started while nothing is measured
+    with servers.fresh("drift") as drift:
+        burst = serve(servers.url("fcfs"), pair, workload, "burst", 1.0)
+        rate = LOAD * capacity_of(burst.answers)
+        rows = [row_of(pair, workload, BURST, burst)]
+        order = ("fcfs", "drift", "oracle") if pair % 2 else ("oracle", "drift", "fcfs")
+        for policy in order:
+            url = drift.url if policy == "drift" else servers.url(policy)
+            rows.append(row_of(pair, workload, policy, serve(url, pair, workload, "poisson", rate)))
+            progress(f"pair {pair}, {workload.name}, {policy}: {rows[-1].latency:.2f} s")
+    return rows
+
+
+def serve(url: str, pair: int, workload: Workload, arrivals: Arrivals, rate: float) -> ServeResult:
+    return run_serve(
+        ServeOptions(
+            url,
+            workload.path,
+            arrivals=arrivals,
+            rate=rate,
+            max_tokens=MAX_TOKENS,
+            prompt_chars=PROMPT_CHARS,
+            hints=("tenant", "request"),
+            extra_body={"vllm_xargs": {"run": str(pair)}, "return_token_ids": True},
+        )
+    )
+
+
+def row_of(pair: int, workload: Workload, policy: str, result: ServeResult) -> Row:
+    found = result.to_json()
+    latency, ttft = found["all"]["latency"] or {}, found["all"]["ttft"] or {}
+    return Row(
+        pair=pair,
+        stream=workload.name,
+        policy=policy,
+        rate=result.rate,
+        latency=latency.get("mean", math.nan),
+        p99=latency.get("p99", math.nan),
+        ttft=ttft.get("mean", math.nan),
+        failed=found["failed"],
+        wrong_lengths=sum(a.tokens != workload.lengths[f"{pair}/{a.key}"] for a in result.answers),
+        digests={answer.key: answer.digest for answer in result.answers},
+    )
+
+
+def lower_bound(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
+    """Of the mean, two-sided, by Student's t; minus infinity of fewer than two."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return -math.inf
+    quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+    return statistics.fmean(values) - float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def differing(one: Row, other: Row) -> set[str]:
+    """Requests whose tokens are not the same in two runs."""
+    return {key for key, digest in one.digests.items() if other.digests.get(key) != digest}
+
+
+def conclude(rows: Sequence[Row]) -> Outcome:
+    pairs: dict[int, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        pairs[row.pair][row.policy] = row
+    gains, unexplained, table = [], 0, []
+    for pair, runs in sorted(pairs.items()):
+        fcfs, drift, oracle = runs["fcfs"], runs["drift"], runs["oracle"]
+        gains.append(1 - drift.latency / fcfs.latency)
+        unexplained += len(differing(fcfs, drift) - differing(fcfs, runs[BURST]))
+        table.append(
+            [
+                f"{pair} {fcfs.stream}",
+                *(f"{run.latency:.2f}" for run in (fcfs, drift, oracle)),
+                percent(gains[-1]),
+                f"{drift.p99 / fcfs.p99:.2f}",
+                f"{len(differing(fcfs, drift))}",
+                f"{len(differing(fcfs, runs[BURST]))}",
+            ]
+        )
+    totals = {p: sum(runs[p].latency for runs in pairs.values()) for p in ("fcfs", "drift", "oracle")}
+    fraction = (totals["fcfs"] - totals["drift"]) / (totals["fcfs"] - totals["oracle"])
+    failed = sum(row.failed for row in rows)
+    wrong = sum(row.wrong_lengths for row in rows if not row.failed)
+    bound = lower_bound(gains)
+    p99 = statistics.fmean(runs["drift"].p99 / runs["fcfs"].p99 for runs in pairs.values())
+    return Outcome(
+        met=bound > 0 and not failed and not unexplained and not wrong,
+        figure=f"mean latency {percent(-statistics.fmean(gains))} over {len(gains)} pairs, lower 95 % bound "
+        f"of the gain {percent(bound)}; {fraction:.2f} of the live oracle's gain; P99 x {p99:.2f}; "
+        f"{failed} failed; {unexplained} requests with other tokens",
+        columns=("pair", "fcfs s", "drift s", "oracle s", "gain", "P99", "tokens differ", "fcfs twice"),
+        rows=table,
+        remarks=[f"{wrong} requests did not have the length given"] if wrong else [],
+        raw=[_without_digests(row) for row in rows],
+    )
+
+
+def _without_digests(row: Row) -> dict[str, Any]:
+    return {key: value for key, value in asdict(row).items() if key != "digests"}
+
+
+BAR = Bar(
+    "live-order",
+    "a live vLLM server at load 1.1: drift has a lower mean latency than fcfs (95 %), fails no request "
+    "and changes no token",
+    10,
+    60,
+    lambda runs, seconds: conclude(collect(range(runs), seconds)),
+)
