@@ -86,6 +86,8 @@ class Spread:
     def mean_below(self, cap: float) -> float:
         """Mean of the ratio, each taken as ``cap`` at most."""
         first = bisect_right(self._ratios, cap)
+        if first == len(self._ratios):
+            return self._tokens[0]  # also for an infinite cap
         return self._tokens[0] - self._tokens[first] + cap * self._shares[first]
 
     def share_passed(self, ratio: float) -> float:
