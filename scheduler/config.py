@@ -127,8 +127,8 @@ class Settings:
     def active(self) -> bool:
         return self.policy != OFF
 
-    def build_policy(self) -> Policy:
-        """The policy that these settings describe; not for ``off``."""
+    def build_policy(self, *, strict: bool = False) -> Policy:
+        """The policy that these settings describe; not for ``off``. ``strict``: see `Policy`."""
         patience = Patience(self.stretch, self.usual_wait, self.wait_floor, self.wait_ceiling)
         return build(
             self.policy,
@@ -136,6 +136,7 @@ class Settings:
             weights=self.tiers,
             patience=patience if self.bounded else None,
             fair=self.fair_tenants,
+            strict=strict,
         )
 
 

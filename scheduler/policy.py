@@ -100,6 +100,8 @@ class Policy:
         deadlines: whether a deadline that presses goes ahead of the order.
         patience: the bound on waiting; ``None`` lets the order starve whom it will.
         fair: whether tenants get equal shares, the order holding inside a tenant.
+        strict: whether all of this holds among requests of the same ``priority`` only, lower ones going first
+            whatever the rest says; shares are not kept then.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Policy:
     deadlines: bool = False
     patience: Patience | None = None
     fair: bool = False
+    strict: bool = False
 
     def weight(self, tier: str) -> float:
         return self.weights.get(tier) or self.weights.get(STANDARD, 1.0)
@@ -178,23 +181,22 @@ def build(
     weights: Mapping[str, float] = TIER_WEIGHTS,
     patience: Patience | None = None,
     fair: bool = False,
+    strict: bool = False,
 ) -> Policy:
     """The policy of that name, one of ``NAMES``; ``ValueError`` if there is none.
 
     Only `drift` looks at deadlines and takes ``patience``; the published five are left as published.
     ``aging_weight`` is for `aging` (default ``AGING``) and `drift`.
     """
-    if name == "fifo":
-        return Policy(name, fifo, weights, fair=fair)
-    if name == "priority":
-        return Policy(name, priority(weights), weights, fair=fair)
-    if name == "weighted":
-        return Policy(name, weighted(weights), weights, fair=fair)
-    if name == "sjf":
-        return Policy(name, sjf, weights, fair=fair)
-    if name == "aging":
-        return Policy(name, aging(AGING if aging_weight is None else aging_weight), weights, fair=fair)
-    if name == "drift":
-        key = drift(DRIFT_AGING if aging_weight is None else aging_weight, weights)
-        return Policy(name, key, weights, deadlines=True, patience=patience, fair=fair)
-    raise ValueError(f"unknown policy {name!r}: choose one of {', '.join(NAMES)}")
+    keys: dict[str, Callable[[Job], Rank]] = {
+        "fifo": fifo,
+        "priority": priority(weights),
+        "weighted": weighted(weights),
+        "sjf": sjf,
+        "aging": aging(AGING if aging_weight is None else aging_weight),
+        "drift": drift(DRIFT_AGING if aging_weight is None else aging_weight, weights),
+    }
+    if name not in keys:
+        raise ValueError(f"unknown policy {name!r}: choose one of {', '.join(NAMES)}")
+    ours = name == "drift"
+    return Policy(name, keys[name], weights, ours, patience if ours else None, fair and not strict, strict)

@@ -63,7 +63,7 @@ class JobQueue(Generic[T]):
         self._sequence = 0
         self._entries: dict[str, Entry[T]] = {}
         self._served = ShareCounters()
-        self._overdue: FlowLane[T] = FlowLane(self._served)
+        self._overdue: Lane[T] | FlowLane[T] = Lane() if policy.strict else FlowLane(self._served)
         self._pressing: Lane[T] = Lane()
         self._ordinary: Lane[T] | FlowLane[T] = FlowLane(self._served) if policy.fair else Lane()
         self._resting: Lane[T] = Lane()
@@ -83,8 +83,13 @@ class JobQueue(Generic[T]):
 
     def __iter__(self) -> Iterator[Entry[T]]:
         """In order, as far as it is known now (the turns of flows are not foreseen). Costs a sort."""
-        for lane in (self._overdue, self._pressing, self._ordinary, self._resting):
-            yield from lane
+        lanes = [entry for lane in self._lanes() for entry in lane]
+        if self.policy.strict:
+            lanes.sort(key=lambda entry: entry.job.priority)
+        return iter(lanes)
+
+    def _lanes(self) -> tuple[Lane[T] | FlowLane[T], ...]:
+        return self._overdue, self._pressing, self._ordinary, self._resting
 
     def get(self, key: str) -> Entry[T] | None:
         return self._entries.get(key)
@@ -129,7 +134,11 @@ class JobQueue(Generic[T]):
 
     def peek(self) -> Entry[T]:
         """The next entry, left in; ``IndexError`` if there is none."""
-        entry = self._overdue.head() or self._pressing.head() or self._ordinary.head() or self._resting.head()
+        heads = (head for lane in self._lanes() if lane and (head := lane.head()) is not None)
+        if self.policy.strict:
+            entry = min(heads, key=lambda head: (head.lane is self._resting, head.job.priority), default=None)
+        else:
+            entry = next(heads, None)
         if entry is None:
             raise IndexError("peek from an empty queue")
         return entry
@@ -176,10 +185,9 @@ class JobQueue(Generic[T]):
     def _charge(self, entry: Entry[T], seconds: float) -> None:
         entry.charged += seconds
         self._served.charge(entry.flow, seconds / self.policy.weight(entry.flow[0]))
-        if self._overdue:
-            self._overdue.touch(entry.flow)
-        if isinstance(self._ordinary, FlowLane):
-            self._ordinary.touch(entry.flow)
+        for lane in (self._overdue, self._ordinary):
+            if lane and isinstance(lane, FlowLane):
+                lane.touch(entry.flow)
 
     def _due(self, job: Job, flow: Flow) -> float:
         patience = self.policy.patience
@@ -227,8 +235,9 @@ class JobQueue(Generic[T]):
     def _place(self, entry: Entry[T]) -> None:
         """Puts an entry into the lane of this moment, with a timer for the next change."""
         job, now = entry.job, self.now
+        first = (job.priority,) if self.policy.strict else ()
         if now >= entry.due:
-            self._overdue.push(entry, (job.arrival,))
+            self._overdue.push(entry, (*first, job.arrival))
             self.promoted += 1
             return
         change = entry.due
@@ -239,10 +248,10 @@ class JobQueue(Generic[T]):
             if now < presses:
                 change = min(change, presses)
             elif now <= latest:
-                self._pressing.push(entry, (latest, job.arrival))
+                self._pressing.push(entry, (*first, latest, job.arrival))
                 self._wake_at(min(change, math.nextafter(latest, math.inf)), entry)
                 return
-        self._ordinary.push(entry, self.policy.key(job))
+        self._ordinary.push(entry, (*first, *self.policy.key(job)))
         self._wake_at(change, entry)
 
     def _wake_at(self, when: float, entry: Entry[T]) -> None:

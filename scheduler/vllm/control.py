@@ -38,10 +38,12 @@ class Control:
         facts: Callable[[Any], RequestFacts],
         now: Callable[[], float],
         warn: Callable[[str], None],
+        *,
         slots: int,
+        strict: bool,
     ) -> None:
         self.settings = settings
-        self.policy = settings.build_policy()
+        self.policy = settings.build_policy(strict=strict)
         self.estimator = estimator
         self.cost = cost
         self.ledger = Ledger(estimator, cost, facts, self._hints)

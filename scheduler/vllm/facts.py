@@ -11,7 +11,7 @@ from quietcore.scheduler.estimate import RequestFacts
 from quietcore.scheduler.vllm import hints
 from quietcore.scheduler.vllm.text import PromptDecoder
 
-# An arrival this long ago by the wall clock was not that: clocks were set, or the request was made up.
+# An arrival this long ago was not that: a clock was set, or the request is made up.
 _MAX_AGE_S = 60.0
 _SAMPLING = ("temperature", "top_p", "top_k", "min_tokens", "ignore_eos", "repetition_penalty")
 
@@ -21,7 +21,7 @@ class FactsReader:
 
     def __init__(self, settings: Settings, model_config: Any, now: Callable[[], float]) -> None:
         self._now = now
-        self._head = settings.prompt_head
+        self._offset = 0.0
         self._tiers = settings.tiers
         self.decoder = PromptDecoder(settings.prompt_head, settings.prompt_tail)
         if not getattr(model_config, "skip_tokenizer_init", False):
@@ -36,7 +36,7 @@ class FactsReader:
         lora = request.lora_request
         return RequestFacts(
             key=request.request_id,
-            arrival=self._now() - self._age(request.arrival_time),
+            arrival=self._arrival(request.arrival_time),
             prompt_tokens=request.num_prompt_tokens,
             prompt=text,
             prompt_ids=() if text else ids,
@@ -48,11 +48,18 @@ class FactsReader:
             sampling=_sampling(sampling),
         )
 
-    @staticmethod
-    def _age(arrival: float) -> float:
-        """Seconds since the front end took the request in; its clock is the wall's, ours is not."""
-        age = time.time() - arrival
-        return age if 0.0 < age < _MAX_AGE_S else 0.0
+    def _arrival(self, stamp: float) -> float:
+        """The front end's time stamp, of the wall clock, in terms of our clock.
+
+        What is not just before now (the wall clock was set, a test counts from zero) is taken as just
+        arrived, and stamps after it are told by their distance to it.
+        """
+        now = self._now()
+        for offset in (now - time.time(), self._offset):
+            if now - _MAX_AGE_S <= stamp + offset <= now:
+                return stamp + offset
+        self._offset = now - stamp
+        return now
 
 
 def _sampling(parameters: Any) -> dict[str, Any]:

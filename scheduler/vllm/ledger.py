@@ -14,6 +14,8 @@ from quietcore.scheduler.vllm.hints import Hints
 
 # Looked at in a step, of the running requests: whether they are past what was predicted.
 _CHECKS = 2
+# A corrected estimate is not corrected again before the request has grown by this share.
+_PATIENCE = 0.1
 
 # `vllm.v1.request.RequestStatus` by name: its numbers differ between versions.
 _ENDS = {
@@ -165,7 +167,8 @@ class Ledger:
             if record is None or request.num_output_tokens <= record.horizon or not _generates(request):
                 continue
             produced = request.num_output_tokens
-            record.horizon = produced + self.estimator.remaining(record.facts, record.first, produced).mean
+            left = self.estimator.remaining(record.facts, record.first, produced).mean
+            record.horizon = produced + max(left, _PATIENCE * produced)
             self.re_estimates += 1
 
     def close(self, request: Any) -> tuple[Record, End | None, float] | None:

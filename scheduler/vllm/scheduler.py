@@ -63,6 +63,8 @@ class _Drift:
             self._now,
             logger.warning,
             slots=engine.scheduler_config.max_num_seqs,
+            # vLLM's own promise with --scheduling-policy priority.
+            strict=engine.scheduler_config.policy == "priority",
         )
         for name in ("waiting", "skipped_waiting"):
             if hasattr(engine, name):

@@ -205,6 +205,18 @@ def test_the_overdue_go_before_pressing_deadlines() -> None:
     assert drain(queue) == "olddue"
 
 
+def test_strict_priorities_come_before_bounds_and_deadlines() -> None:
+    queue: Queue = JobQueue(build("drift", patience=Patience(stretch=1.0, usual=0.0), strict=True))
+    push(queue, "overdue", cost=1.0, priority=1)
+    push(queue, "due", cost=1.0, priority=1, deadline=12.0)
+    push(queue, "urgent", cost=9.0, priority=0)
+    push(queue, "first", cost=1.0, priority=0)
+    queue.settle(10.0)
+    order = [entry.job.key for entry in queue]
+    assert order == ["urgent", "first", "overdue", "due"]
+    assert [queue.pop().job.key for _ in range(4)] == order
+
+
 def test_published_policies_ignore_deadlines() -> None:
     queue = make_queue("sjf")
     push(queue, "cheap", cost=0.1)

@@ -36,7 +36,7 @@ class Engine:
         self._flight: deque[tuple[Any, dict[str, list[int]]]] = deque()
 
     def add(self, key: str, length: int, *, prompt: int = 16, **fields: Any) -> Any:
-        """A request whose ``length``-th token stops it; sampling parameters, hints and priority as ``fields``."""
+        """A request that stops at its ``length``-th token; ``fields``: of sampling, priority, arrival_time."""
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
