@@ -91,6 +91,10 @@ class JobQueue(Generic[T]):
     def _lanes(self) -> tuple[Lane[T] | FlowLane[T], ...]:
         return self._overdue, self._pressing, self._ordinary, self._resting
 
+    def entries(self) -> list[Entry[T]]:
+        """All that wait, in no order; works even where an order can't be told any more."""
+        return list(self._entries.values())
+
     def get(self, key: str) -> Entry[T] | None:
         return self._entries.get(key)
 

@@ -75,10 +75,8 @@ class Control:
                 jobs.settle(now)
                 queue.taken = 0
         self._rerank()
-        if not self.queues[0]:
-            return
         order_victims(scheduler, self.ledger, self.policy)
-        if self.settings.preempt_slots:
+        if self.settings.preempt_slots and self.queues[0]:
             self._free_slot(scheduler)
 
     def _free_slot(self, scheduler: Any) -> None:

@@ -126,7 +126,8 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
         if self.jobs is None:
             return
         jobs, self.jobs = self.jobs, None
-        self._plain = deque(sorted((entry.item for entry in jobs), key=lambda request: request.arrival_time))
+        items = [entry.item for entry in jobs.entries()]
+        self._plain = deque(sorted(items, key=lambda request: request.arrival_time))
         self._failed(error)
 
     def _add(self, jobs: JobQueue[Any], request: Any) -> None:

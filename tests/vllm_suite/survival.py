@@ -1,0 +1,119 @@
+"""Scenarios in which something of ours breaks: the engine must serve on, in vLLM's order, with one line in
+the log.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from engine import Engine
+from kit import LOG, SMALL, Oracle, by_first, finished, hint, make
+
+from quietcore.scheduler.bench.modelless import EngineShape
+
+
+def broken(where: str) -> Any:
+    """The estimator raises in the middle of the work."""
+    oracle = Oracle()
+    engine = make(estimator=oracle, slots=2)
+    for number in range(10):
+        engine.add(f"before{number}", 30 - number, **hint(30 - number))
+    for _ in range(10):
+        engine.step()
+    oracle.fail_at = where
+    for number in range(10):
+        engine.add(f"after{number}", 3 + number % 2, **hint(3 + number % 2))
+    engine.drain()
+    return {
+        "finished": finished(engine),
+        "warnings": list(LOG.lines),
+        "starts": [engine.outcomes[f"after{number}"].first for number in range(10)],
+        "active": engine.scheduler._control is not None,
+    }
+
+
+def broken_queue() -> Any:
+    engine = make(estimator=Oracle(), slots=2)
+    for number in range(6):
+        engine.add(f"r{number}", 5, **hint(9 - number))
+    engine.scheduler.waiting.jobs._ordinary = None
+    engine.drain()
+    return {
+        "finished": finished(engine),
+        "order": by_first(engine.outcomes),
+        "warnings": list(LOG.lines),
+    }
+
+
+class Remembering(Oracle):
+    """Keeps its state in a file of one word."""
+
+    def load(self, path: Path) -> None:
+        if path.read_text("utf-8") != "sound":
+            raise ValueError("no state of an estimator")
+
+    def save(self, path: Path) -> None:
+        path.write_text("sound", "utf-8")
+
+
+def damaged_state() -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state"
+        path.write_bytes(b"\x00garbage\xff" * 100)
+        engine = make(estimator=Remembering(), state=str(path), slots=1, bounded=False)
+        for length in (9, 3):
+            engine.add(f"r{length}", length, **hint(length))
+        engine.drain()
+        warnings = list(LOG.lines)
+        engine.scheduler.shutdown()
+        make(estimator=Remembering(), state=str(path))
+        again = list(LOG.lines)
+        path.unlink()
+        path.mkdir()
+        engine.scheduler.shutdown()
+        return {"order": by_first(engine.outcomes), "warnings": warnings, "again": again}
+
+
+def no_estimator() -> Any:
+    """As when the file of the shipped model is damaged: nothing can be built."""
+    from quietcore.scheduler.vllm import DriftScheduler
+
+    class Broken(DriftScheduler):  # type: ignore[misc, valid-type]
+        def _make_estimator(self, settings: Any) -> Any:
+            raise OSError("the prior is damaged")
+
+    LOG.lines.clear()
+    engine = Engine(Broken, EngineShape(**SMALL))
+    for number in range(20):
+        engine.add(f"r{number:02}", 20 - number)
+    engine.drain()
+    return {
+        "finished": finished(engine),
+        "starts": [engine.outcomes[f"r{number:02}"].first for number in range(20)],
+        "warnings": list(LOG.lines),
+    }
+
+
+def unwritable_page() -> Any:
+    engine = make(estimator=Oracle(), page_dir="/proc/nowhere", slots=1, bounded=False)
+    for length in (9, 3):
+        engine.add(f"r{length}", length, **hint(length))
+    engine.drain()
+    return {"order": by_first(engine.outcomes), "warnings": list(LOG.lines)}
+
+
+def clock_jumps() -> Any:
+    found = []
+    for jump in (-1e6, 1e6):
+        clock = [1000.0]
+        engine = make(slots=2, now=lambda clock=clock: clock[0])  # type: ignore[misc]
+        for number in range(20):
+            engine.add(str(number), 5 + number)
+            engine.step()
+            clock[0] += 0.01
+        clock[0] += jump
+        engine.drain()
+        found.append(finished(engine))
+    return {"finished": found, "warnings": list(LOG.lines)}
