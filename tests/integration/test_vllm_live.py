@@ -44,23 +44,6 @@ def write_stream(folder: Path, prompts: list[str]) -> Path:
 def prompts(count: int, seed: int) -> list[str]:
     rng = random.Random(seed)
     words = "explain list why the moon code short long story prove sort add give one word".split()
-        "explain",
-        "list",
-        "why",
-        "the",
-        "moon",
-        "code",
-        "short",
-        "long",
-        "story",
-        "prove",
-        "sort",
-        "add",
-        "give",
-        "one",
-        "word",
-        "summary",
-    ]
     return [" ".join(rng.choices(words, k=rng.randint(4, 60))) for _ in range(count)]
 
 
