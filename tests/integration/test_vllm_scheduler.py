@@ -1,4 +1,4 @@
-"""The plug-in in the real scheduler of vLLM, without a model: the version in the environment and the oldest
+"""The plug-in in the real scheduler of vLLM, without a model: the version installed, and the oldest."""
 one.
 """
 
