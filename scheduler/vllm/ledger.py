@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from quietcore.scheduler.cost import CostModel
 from quietcore.scheduler.estimate import End, Estimate, Estimator, RequestFacts
@@ -61,6 +61,14 @@ class Record:
         self.preemptions = 0
         self.lost_slots = 0
         self.stamp = stamp
+
+
+class Closed(NamedTuple):
+    """A request that has ended: how (``None``: by an error), and what shared cost it had, seconds."""
+
+    record: Record
+    end: End | None
+    cost: float
 
 
 class Ledger:
@@ -171,24 +179,24 @@ class Ledger:
             record.horizon = produced + max(left, _PATIENCE * produced)
             self.re_estimates += 1
 
-    def close(self, request: Any) -> tuple[Record, End | None, float] | None:
-        """A request has ended: its record, how (``None``: by an error), and its shared cost; if it has a
-        record.
+    def close(self, request: Any) -> Closed | None:
+        """A request has ended, in whatever way; ``None`` if it has no record.
 
         A cap and an abort say only that the length is at least what was seen. Of an aborted request with stop
         strings it is taken as the length: vLLM's front end finds the string and aborts what the engine would
-        go on with, and disconnected clients are rarer than that.
+        go on with, and clients that disconnect are rarer than that.
         """
         record = self._records.pop(request.request_id, None)
         if record is None:
             return None
         produced = request.num_output_tokens
         end = _ENDS.get(request.status.name)
+        if end is End.ABORTED and _generates(request) and request.sampling_params.stop:
+            end = End.STOPPED
         if end is not None and produced and _generates(request):
-            if end is End.ABORTED and request.sampling_params.stop:
-                end = End.STOPPED
             self.estimator.observe(record.facts, record.first, produced, end)
-        return record, end, self.cost.shared(request.num_prompt_tokens, produced) if produced else 0.0
+        cost = self.cost.shared(request.num_prompt_tokens, produced) if produced else 0.0
+        return Closed(record, end, cost)
 
 
 def _generates(request: Any) -> bool:

@@ -1,6 +1,4 @@
 """The plug-in in the real scheduler of vLLM, without a model: the version installed, and the oldest."""
-one.
-"""
 
 from __future__ import annotations
 
