@@ -226,6 +226,7 @@ class JobQueue(Generic[T]):
             _, _, stamp, entry = heapq.heappop(timers)
             if entry.stamp == stamp:
                 self._move(entry)
+                self.promoted += self.is_overdue(entry)
         while (resting := self._resting.head()) is not None:
             if resting.wakes > self._step and len(self._resting) < len(self._entries):
                 break
@@ -242,7 +243,6 @@ class JobQueue(Generic[T]):
         first = (job.priority,) if self.policy.strict else ()
         if now >= entry.due:
             self._overdue.push(entry, (*first, job.arrival))
-            self.promoted += 1
             return
         change = entry.due
         if self.policy.deadlines and job.deadline < math.inf:

@@ -96,17 +96,19 @@ class Control:
         if record is not None:
             record.lost_slots += 1
 
-    def after_schedule(self, scheduler: Any, output: Any) -> None:
-        """Takes note of what was scheduled, and of a first request that could not be."""
+    def after_schedule(self, scheduler: Any, output: Any, throttled: bool) -> None:
+        """Takes note of what was scheduled, and of a first request that could have been and was not."""
         waiting = self.queues[0]
-        waiting.release()
         admitted = sum(queue.taken for queue in self.queues)
         self.telemetry.admitted += max(admitted, 0)
-        if waiting and admitted <= 0 and waiting.jobs is not None:
-            free = len(scheduler.running) < scheduler.max_num_running_reqs
-            budget = output.total_num_scheduled_tokens < scheduler.max_num_scheduled_tokens
-            if free and budget:
-                waiting.jobs.stall()
+        if (
+            waiting.jobs
+            and admitted <= 0
+            and not throttled
+            and len(scheduler.running) < scheduler.max_num_running_reqs
+            and output.total_num_scheduled_tokens < scheduler.max_num_scheduled_tokens
+        ):
+            waiting.jobs.stall()
         self.clock.scheduled(output, scheduler.running)
 
     def _rerank(self) -> None:
@@ -155,8 +157,7 @@ class Control:
 
     def ended(self, request: Any) -> None:
         """A request is about to be freed, in whatever way it ended."""
-        if request.status.name != "FINISHED_ABORTED" or request.num_computed_tokens:
-            self.clock.finished(request.num_computed_tokens)
+        self.clock.finished(request.num_computed_tokens)
         closed = self.ledger.close(request)
         if closed is None:
             return

@@ -22,6 +22,7 @@ from quietcore.scheduler.cost import CostModel, Slowdown, StepTimeModel, neutral
 from quietcore.scheduler.estimate import Estimator, RequestFacts
 from quietcore.scheduler.vllm.control import Control
 from quietcore.scheduler.vllm.facts import FactsReader
+from quietcore.scheduler.vllm.queue import DriftQueue
 from quietcore.scheduler.vllm.state import StateFile
 
 logger = logging.getLogger("vllm.quietcore")
@@ -34,6 +35,7 @@ class _Drift:
     """
 
     _control: Control | None = None
+    _queues: tuple[DriftQueue, ...] = ()
     _has_failed = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -68,7 +70,9 @@ class _Drift:
         )
         for name in ("waiting", "skipped_waiting"):
             if hasattr(engine, name):
-                setattr(engine, name, control.make_queue(self._fail))
+                queue = control.make_queue(self._fail)
+                setattr(engine, name, queue)
+                self._queues += (queue,)
         if engine.scheduler_config.async_scheduling and not isinstance(self, AsyncScheduler):
             logger.warning(
                 "quietcore: this scheduler class is for engines without async scheduling; "
@@ -104,7 +108,10 @@ class _Drift:
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         self._try(Control.before_schedule, self)
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        self._try(Control.after_schedule, self, output)
+        for queue in self._queues:
+            queue.release()
+        throttled = bool(args[0] if args else kwargs.get("throttle_prefills", False))
+        self._try(Control.after_schedule, self, output, throttled)
         return output
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:

@@ -32,30 +32,42 @@ def order_victims(scheduler: Any, ledger: Ledger, policy: Policy) -> bool:
 
 
 def free_slot(scheduler: Any, head: Any, ledger: Ledger, policy: Policy) -> Any | None:
-    """Preempts a running request for ``head``, the first that waits, if it is of a strictly lower tier.
+    """Preempts a running request of a strictly lower tier for ``head``, the first that waits; returns the
+    victim.
 
     The caller sees to it that the victim is not resumed in the same step. Nothing happens if a slot is free,
-    if ``head`` would not fit into memory, or if a KV connector may still write the victim's blocks. Returns
-    the victim.
+    if ``head`` could not be started in this step, or if a KV connector may still write the victim's blocks.
     """
     running = scheduler.running
     slots = getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs)
     if len(running) + getattr(scheduler, "num_waiting_for_streaming_input", 0) < slots:
         return None
-    weight = _weight(head, ledger, policy)
+    if not _can_start(scheduler, head):
+        return None
     victim = min(
         (request for request in running if _may_lose_slot(scheduler, request, ledger)),
         key=lambda request: (_weight(request, ledger, policy), request.num_computed_tokens),
         default=None,
     )
-    if victim is None or _weight(victim, ledger, policy) >= weight:
+    if victim is None or _weight(victim, ledger, policy) >= _weight(head, ledger, policy):
         return None
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() * scheduler.block_size
     if free + victim.num_computed_tokens < head.num_tokens:
         return None
     running.remove(victim)
-    scheduler._preempt_request(victim, time.monotonic())
+    try:
+        scheduler._preempt_request(victim, time.monotonic())
+    except BaseException:
+        running.append(victim)
+        raise
     return victim
+
+
+def _can_start(scheduler: Any, head: Any) -> bool:
+    pause = getattr(scheduler, "_pause_state", None)
+    if pause is not None and pause.name != "UNPAUSED":
+        return False
+    return head.status.name in ("WAITING", "PREEMPTED") and not getattr(head, "num_stale_output_tokens", 0)
 
 
 def _weight(request: Any, ledger: Ledger, policy: Policy) -> float:
