@@ -33,6 +33,11 @@ class StepTime:
     def of(self, sequences: int, prefill_tokens: int) -> int:
         return self.base_ns + self.sequence_ns * sequences + self.prefill_token_ns * prefill_tokens
 
+    def shared_s(self, prompt_tokens: int, output_tokens: int, slots: int) -> float:
+        """Seconds of the engine that a request uses up while all slots are busy."""
+        ns = self.prefill_token_ns * prompt_tokens + output_tokens * (self.base_ns / slots + self.sequence_ns)
+        return ns / 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class VirtualRequest:

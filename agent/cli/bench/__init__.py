@@ -8,6 +8,8 @@ from quietcore.agent.cli.verbs import Verbs
 
 VERBS = {
     "drift": "How well estimators predict output lengths on recorded requests.",
+    "policy": "What queue policies are worth: vLLM's real scheduler class in virtual time.",
+    "driftsched": "The published experiment of DriftSched: two phases, three tenants, five schedulers.",
 }
 
 

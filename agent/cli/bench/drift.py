@@ -12,6 +12,7 @@ import click
 
 from quietcore.agent.cli.bench.output import (
     INPUT_FILE,
+    INPUT_FOLDER,
     clear_errors,
     jobs_option,
     number,
@@ -52,7 +53,7 @@ MEAN = "mean over streams"
 )
 @click.option(
     "--prior-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=INPUT_FOLDER,
     help="A prior for each stream, called like it: leave one stream out.",
 )
 @click.option(

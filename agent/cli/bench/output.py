@@ -14,6 +14,7 @@ import click
 from quietcore.scheduler.bench import BenchError, InputError
 
 INPUT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+INPUT_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def jobs_option() -> Callable[[Any], Any]:
@@ -22,6 +23,21 @@ def jobs_option() -> Callable[[Any], Any]:
     return click.option(
         "--jobs", type=click.IntRange(1, 512), default=cores, show_default="cores", help="Processes."
     )
+
+
+def pairs(given: Sequence[str], option: str) -> list[tuple[str, str]]:
+    """``NAME=VALUE`` options, split.
+
+    Raises:
+        UsageError: one has no name or no value.
+    """
+    found = []
+    for each in given:
+        name, _, value = each.partition("=")
+        if not name or not value:
+            raise click.UsageError(f"{option} wants NAME=VALUE, not {each!r}")
+        found.append((name, value))
+    return found
 
 
 @contextlib.contextmanager
