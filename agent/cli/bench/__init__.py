@@ -10,6 +10,7 @@ VERBS = {
     "drift": "How well estimators predict output lengths on recorded requests.",
     "policy": "What queue policies are worth: vLLM's real scheduler class in virtual time.",
     "driftsched": "The published experiment of DriftSched: two phases, three tenants, five schedulers.",
+    "serve": "Drive a live OpenAI server with a recorded stream.",
 }
 
 
@@ -17,5 +18,6 @@ VERBS = {
 def command() -> None:
     """Benchmark estimators and queue policies on recorded requests.
 
-    Exit codes: 0 done, 2 wrong usage or input, 3 cannot run here (the line says what is missing).
+    Exit codes: 0 done, 1 requests failed (serve), 2 wrong usage or input, 3 cannot run here (the line
+    says what is missing).
     """

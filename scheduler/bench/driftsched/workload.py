@@ -12,7 +12,7 @@ Assumed here, since no recorded answers are published:
 - ``natural``: an answer would have a log-normal length (median 300 tokens, sigma 0.6, as answers of many
   models to short "explain" and "describe" prompts of public data sets have) and is cut at its ``max_tokens``.
 - An answer has 0.79 words a token (standard deviation 0.09), as answers to short questions of the same
-  sources have by cl100k_base. The published estimator is told words, its budgets are tokens: most of the drift.
+  sources have by cl100k_base. The published estimator is told words, while its budgets are tokens.
 - A prompt has 1.35 tokens a word.
 """
 
