@@ -22,7 +22,7 @@ from quietcore.scheduler.drift import boost, prior, ridge, sealed
 from quietcore.scheduler.drift.text import Reader
 from quietcore.scheduler.estimate import RequestFacts
 
-SETTINGS = boost.Settings(trees=200, depth=5, rate=0.06, features=0.35, rows=0.7, least=12.0)
+SETTINGS = boost.Settings(trees=100, depth=4, rate=0.1, features=0.35, rows=0.7, least=12.0)
 MOST_PROMPTS = 1500  # of one source: what it has more weighs less
 MODEL_SHRINK = 20.0  # lengths; a model that answered few prompts is taken as an average one
 PROMPT_SHRINK = 0.3
@@ -39,6 +39,7 @@ class Corpus:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a gzipped file, one a line."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
@@ -46,7 +47,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_corpus(folder: Path, without: str | None) -> Corpus:
     """Reads the corpus; without the prompts and the models of a stream, if one is named."""
-    import pyarrow.parquet
+    import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]
 
     table = pyarrow.parquet.read_table(folder / "corpus_lengths.parquet").to_pydict()
     prompts = {line["prompt_id"]: line for line in read_lines(folder / "corpus_prompts.jsonl.gz")}
@@ -104,10 +105,11 @@ def fit(corpus: Corpus) -> tuple[float, dict[str, NDArray[Any]]]:
     fitted, unseen = ridge.fit(words, target - mean, weight, fold)
     rows = np.array(
         [
-            prior.row_of(reading, each["prompt_tokens"], score)
-            for reading, each, score in zip(readings, prompts, unseen, strict=True)
+            prior.start_row(reading, each["prompt_tokens"])
+            for reading, each in zip(readings, prompts, strict=True)
         ]
-    )
+    )[:, : len(prior.FEATURES) + 1]
+    rows[:, -1] = unseen
     forest = boost.fit(rows, target - mean, weight, settings=SETTINGS)
     idf = np.sqrt(fitted.table[:, 1])
     weights = np.divide(fitted.table[:, 0], idf, out=np.zeros_like(idf), where=idf > 0)
@@ -137,8 +139,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"train_prior: {error}", file=sys.stderr)
         return 1
-    print(f"{options.out}: {len(set(corpus.prompt))} prompts, {len(corpus.prompt)} lengths, "
-          f"{options.out.stat().st_size} bytes")
+    print(
+        f"{options.out}: {len(set(corpus.prompt))} prompts, {len(corpus.prompt)} lengths, "
+        f"{options.out.stat().st_size} bytes"
+    )
     return 0
 
 

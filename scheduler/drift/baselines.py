@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, ItemsView
 from typing import Generic, TypeVar
 
 from quietcore.scheduler.estimate import End, Estimate, RequestFacts
 
 _Group = TypeVar("_Group")
 
-BUDGETS = {"short_qa": 64, "summary": 256, "report": 384, "technical": 512}
+BUDGETS = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
 """Tokens by job type, as DriftSched sets them."""
 
 _WORDS = (
@@ -53,8 +53,9 @@ class Groups(Generic[_Group]):
         self._most = most
         self._records: OrderedDict[Hashable, _Group] = OrderedDict()
 
-    def __iter__(self) -> Iterator[_Group]:
-        return iter(self._records.values())
+    def items(self) -> ItemsView[Hashable, _Group]:
+        """The longest unused first."""
+        return self._records.items()
 
     def find(self, key: Hashable) -> _Group | None:
         return self._records.get(key)
@@ -143,6 +144,10 @@ class Window:
         self._arrived.append(value)
         insort(self._sorted, value)
 
+    def latest(self, most: int) -> list[float]:
+        """The last lengths, oldest first."""
+        return list(self._arrived)[-most:]
+
     def quantile(self, share: float) -> float:
         """The smallest value that at least ``share`` of the window does not exceed."""
         return self._sorted[max(0, math.ceil(share * len(self._sorted)) - 1)]
@@ -155,13 +160,13 @@ class RunningMedian:
     _ENOUGH = 5
 
     def __init__(self) -> None:
-        self._all = Window()
-        self._groups: Groups[Window] = Groups(Window)
+        self.all = Window()
+        self.groups: Groups[Window] = Groups(Window)
 
     def estimate(self, facts: RequestFacts) -> Estimate:
-        window = self._groups.find((facts.category, facts.tenant))
+        window = self.groups.find((facts.category, facts.tenant))
         if window is None or len(window) < self._ENOUGH:
-            window = self._all
+            window = self.all
         if not len(window):
             return Estimate(*[float(_UNKNOWN_BUDGET)] * 3)
         median = window.quantile(0.5)
@@ -174,5 +179,5 @@ class RunningMedian:
         if end is End.ABORTED:
             return
         length = float(max(produced, 0))
-        self._all.add(length)
-        self._groups.touch((facts.category, facts.tenant)).add(length)
+        self.all.add(length)
+        self.groups.touch((facts.category, facts.tenant)).add(length)

@@ -48,7 +48,7 @@ def fit(
 
     chosen = settings or Settings()
     random = np.random.default_rng(seed)
-    count, width = rows.shape
+    count = len(rows)
     cuts, codes = _bin(rows)
     useful = np.flatnonzero([len(cut) > 0 for cut in cuts])
     base = float(np.average(target, weights=weight))

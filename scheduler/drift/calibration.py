@@ -10,6 +10,7 @@ _HALF_LIFE = 200.0  # requests
 _STRENGTH = 150.0  # requests by which the scale is held to 1
 _TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)
 _FADE = 0.997
+_KEPT = 15  # requests, after a change
 _MARGIN = 0.005  # of its loss, by which full trust is favoured: an equal model also ranks
 
 
@@ -27,6 +28,12 @@ class Scale:
         self._weight = fade * self._weight + weight
         held = _STRENGTH * self._predicted / self._weight
         self.value = (self._came + held) / (self._predicted + held) if self._predicted else 1.0
+
+    def state(self) -> list[float]:
+        return [self._came, self._predicted, self._weight, self.value]
+
+    def restore(self, state: list[float]) -> None:
+        self._came, self._predicted, self._weight, self.value = map(float, state)
 
     def keep(self, weight: float) -> None:
         """Forgets all but so many requests' worth."""
@@ -48,6 +55,14 @@ class Trust:
     def __init__(self) -> None:
         self._losses = [0.0] * len(_TRUST)
         self.share = 1.0
+
+    def state(self) -> list[float]:
+        return [self.share, *self._losses]
+
+    def restore(self, state: list[float]) -> None:
+        self.share, *self._losses = map(float, state)
+        if self.share not in _TRUST or len(self._losses) != len(_TRUST):
+            raise ValueError("not a state of trust")
 
     def blend(self, known: float, model: float) -> float:
         return blend(known, model, self.share)
@@ -80,5 +95,5 @@ class Calibration:
 
     def forget(self) -> None:
         """After a change."""
-        self.spread.keep(40)
-        self.scale.keep(40.0)
+        self.spread.keep(_KEPT)
+        self.scale.keep(_KEPT)

@@ -9,7 +9,7 @@ _RATE = 0.01
 
 
 class ChangeDetector:
-    """Cumulative sums (Page, Biometrika 1954) of the log errors: longer, shorter, or further off than they were."""
+    """Cumulative sums (Page, Biometrika 1954) of log errors: longer, shorter, or further off than before."""
 
     def __init__(self) -> None:
         self._mean = 0.0

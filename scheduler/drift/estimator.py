@@ -6,17 +6,15 @@ import logging
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quietcore.scheduler.drift import history, text
+from quietcore.scheduler.drift import history, state, text
 from quietcore.scheduler.drift import prior as priors
-from quietcore.scheduler.drift.baselines import Groups, RunningMedian
-from quietcore.scheduler.drift.calibration import Calibration
 from quietcore.scheduler.drift.change import ChangeDetector
-from quietcore.scheduler.drift.fitting import Fitted
 from quietcore.scheduler.drift.history import History, Keys, Mean
 from quietcore.scheduler.drift.refit import BackgroundRefitter, InlineRefitter, Refitter
-from quietcore.scheduler.drift.rows import RowStore
+from quietcore.scheduler.drift.state import Memory
 from quietcore.scheduler.estimate import End, Estimate, RequestFacts
 
 if TYPE_CHECKING:
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FACTS = ("prompt tokens", "max tokens", "temperature", "top p", "n", "stops")
-FEATURES = (*FACTS, *text.NAMES, *history.NAMES, *priors.NAMES)
+FACTS = ("max tokens", "temperature", "top p", "n", "stops", "era", "number")
+FEATURES = (*priors.FEATURES, *priors.NAMES, *FACTS, *history.NAMES)
 
 _FIRST_FIT = 48  # finished requests
 _LEAST_NEW = 48  # ... since the last fit, or a 32nd of all
@@ -34,14 +32,14 @@ _PENDING = 16384
 _COLD_MEAN = 1.3  # mean over median of a log-normal of sigma 0.7
 _LONGEST = 1 << 20  # tokens
 _LEAST_WEIGHT = 0.05
-_OLD_ROWS = 0.3  # what rows of before a change weigh after it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Admission:
     """What was known and said when a request was admitted."""
 
-    features: list[float]
+    row: NDArray[np.float64]
+    era: int
     words: NDArray[np.int64]
     keys: Keys
     base: float
@@ -56,25 +54,23 @@ class DriftEstimator:
     """The built-in estimator, an `estimate.Estimator`.
 
     A request's history and text give features; trees fitted in the background give a middling and a mean
-    length; the errors of late give scale and quantiles, and say whether to trust the model or a running median.
+    length; the errors of late give scale and quantiles, and say whether a running median is the better guess.
     """
 
     def __init__(self, name: str, prior: priors.Prior, *, trees: str, seed: int, background: bool) -> None:
+        import numpy as np
+
         self.name = name
+        self._np = np
         self._prior = prior
         self._seed = seed
         self._reader = text.Reader()
-        self._history = History()
-        self._median = RunningMedian()
-        self._cold: Groups[Mean] = Groups(Mean)
-        self._calibration = Calibration()
+        self._memory = Memory(len(FEATURES))
         self._change = ChangeDetector()
-        self._store = RowStore(len(FEATURES))
         kind = BackgroundRefitter if background else InlineRefitter
-        self._refitter: Refitter = kind(len(FEATURES) , trees)
-        self._fitted: Fitted | None = None
-        self._fits = 0
+        self._refitter: Refitter = kind(len(FEATURES), trees)
         self._next_fit = _FIRST_FIT
+        self.revision = 0
         self._admitted: OrderedDict[str, _Admission] = OrderedDict()
         self._said_failed = False
 
@@ -92,7 +88,7 @@ class DriftEstimator:
     def remaining(self, facts: RequestFacts, first: Estimate, produced: int) -> Estimate:
         """From the lengths of requests that came at least as far beyond their prediction."""
         try:
-            spread = self._calibration.spread
+            spread = self._memory.calibration.spread
             admission = self._admitted.get(facts.key)
             middle = admission.middle if admission else max(first.p50, 1.0) / spread.p50
             produced = max(int(produced), 0)
@@ -121,6 +117,27 @@ class DriftEstimator:
         except Exception as error:
             self._fail(error)
 
+    def save(self, path: Path) -> None:
+        """Writes what was learned, for `load` after a restart of the engine.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        state.save(path, self._memory, FEATURES)
+
+    def load(self, path: Path) -> None:
+        """Takes up what `save` wrote; where that fails, nothing has changed.
+
+        Raises:
+            OSError: it cannot be read.
+            DamagedError: it is damaged or of another version.
+        """
+        self._memory = state.load(path, FEATURES)
+        self._admitted.clear()
+        self._change = ChangeDetector()
+        self._next_fit = self._memory.store.total + _LEAST_NEW
+        self.revision += 1
+
     def close(self) -> None:
         """Ends the refit process, if there is one."""
         self._refitter.close()
@@ -128,30 +145,40 @@ class DriftEstimator:
     def _admit(self, facts: RequestFacts) -> _Admission:
         reading = self._reader.read(facts)
         keys = History.keys(facts, reading)
-        past = self._history.describe(keys)
+        past = self._memory.history.describe(keys)
         base = past[history.BASE]
-        by_words, prior = self._prior.score(reading, facts.prompt_tokens)
-        features = [*describe_facts(facts), *reading.counts, *past, by_words, prior]
-        fitted = self._fitted
+        row = self._np.array(
+            [
+                *priors.start_row(reading, facts.prompt_tokens),
+                *describe_sampling(facts),
+                self._memory.era,
+                self._memory.store.total,
+                *past,
+                0.0,
+                0.0,
+            ]
+        )
+        prior = self._prior.fill(row, reading)
+        fitted = self._memory.fitted
         if fitted is None:
             middle = math.exp(self._guess(facts, prior))
             mean = middle * _COLD_MEAN
         else:
-            middle, mean = fitted.score(features, reading.words, base)
-        calibration = self._calibration
-        known = self._median.estimate(facts).p50
+            middle, mean = fitted.score(row, reading.words, base)
+        calibration = self._memory.calibration
+        known = self._memory.median.estimate(facts).p50
         model = middle * calibration.spread.p50
-        return _Admission(features, reading.words, keys, base, prior, middle, mean, model, known)
+        return _Admission(row, self._memory.era, reading.words, keys, base, prior, middle, mean, model, known)
 
     def _guess(self, facts: RequestFacts, prior: float) -> float:
         """Log length before the first fit: the prior, moved by what has finished."""
-        total = self._cold.find("all") or Mean()
+        total = self._memory.cold.find("all") or Mean()
         level = total.toward(self._prior.level, 5.0)
-        category = self._cold.find((facts.category, facts.tenant)) or Mean()
+        category = self._memory.cold.find((facts.category, facts.tenant)) or Mean()
         return category.toward(level, 5.0) + prior
 
     def _answer(self, facts: RequestFacts, admission: _Admission) -> Estimate:
-        calibration = self._calibration
+        calibration = self._memory.calibration
         spread = calibration.spread
         p50 = max(1.0, calibration.trust.blend(admission.known, admission.model))
         p90 = max(p50, admission.middle * spread.p90)
@@ -164,7 +191,7 @@ class DriftEstimator:
         return Estimate(mean, p50, p90)
 
     def _learn(self, facts: RequestFacts, admission: _Admission, produced: int, whole: bool) -> None:
-        calibration, middle = self._calibration, admission.middle
+        calibration, middle = self._memory.calibration, admission.middle
         length, weight = float(max(produced, 1)), 1.0
         ratio = length / middle
         if not whole:
@@ -174,34 +201,35 @@ class DriftEstimator:
         calibration.spread.add(ratio, whole)
         if weight >= _LEAST_WEIGHT:
             log_length = math.log(length)
-            self._history.learn(admission.keys, log_length, admission.base, weight)
+            self._memory.history.learn(admission.keys, log_length, admission.base, weight)
             for group in ("all", (facts.category, facts.tenant)):
-                self._cold.touch(group).add(log_length - admission.prior, weight)
-            self._store.add(admission.features, admission.words, length, weight, admission.base)
-            if self._fitted is not None:
+                self._memory.cold.touch(group).add(log_length - admission.prior, weight)
+            self._memory.store.add(admission.row[:-2], admission.words, length, weight, admission.base)
+            if self._memory.fitted is not None:
                 calibration.scale.add(admission.mean, length, weight)
         if whole:
-            self._median.observe(facts, Estimate(length, length, length), int(length), End.STOPPED)
+            self._memory.median.observe(facts, Estimate(length, length, length), int(length), End.STOPPED)
             calibration.trust.add(admission.known, admission.model, length)
-            if self._fitted is not None and self._change.add(math.log(ratio)):
+            current = admission.era == self._memory.era and self._memory.fitted is not None
+            if current and self._change.add(math.log(ratio)):
                 self._adapt()
 
     def _adapt(self) -> None:
         """After a change: what is old weighs less, and a refit is due."""
-        self._history.weaken(20.0)
-        self._calibration.forget()
-        self._store.discount(_OLD_ROWS)
-        self._next_fit = min(self._next_fit, self._store.total + 1)
+        self._memory.era += 1
+        self._memory.calibration.forget()
+        self._next_fit = min(self._next_fit, self._memory.store.total + 1)
 
     def _refit(self) -> None:
-        total = self._store.total
+        total = self._memory.store.total
         if total >= self._next_fit:
             self._next_fit = total + max(_LEAST_NEW, total // 32)
-            self._fits += 1
-            self._refitter.request(self._store, self._seed + self._fits)
+            self._memory.fits += 1
+            self._refitter.request(self._memory.store, self._seed + self._memory.fits)
         fitted = self._refitter.take()
         if fitted is not None:
-            self._fitted = fitted
+            self._memory.fitted = fitted
+            self.revision += 1
 
     def _fail(self, error: Exception) -> None:
         if not self._said_failed:
@@ -209,12 +237,11 @@ class DriftEstimator:
             _log.warning("quietcore: an estimate failed (%s: %s)", type(error).__name__, error)
 
 
-def describe_facts(facts: RequestFacts) -> list[float]:
-    """The numbers of `FACTS`; what is unknown, no number or not finite is -1."""
+def describe_sampling(facts: RequestFacts) -> list[float]:
+    """The first numbers of `FACTS`; what is unknown, no number or not finite is -1."""
     sampling = facts.sampling
     stop = sampling.get("stop")
     return [
-        math.log1p(max(facts.prompt_tokens, 0)),
         math.log1p(facts.max_tokens) if facts.max_tokens > 0 else -1.0,
         _number(sampling.get("temperature")),
         _number(sampling.get("top_p")),

@@ -23,7 +23,7 @@ class Rows:
     """Finished requests, oldest first.
 
     Attributes:
-        features: (n, width), as known at admission.
+        features: (n, width), as known at admission, without the words' score.
         words: buckets of each.
         length: output tokens; of a censored one what it is expected to have become.
         weight: in 0 .. 1, what a row's length is worth.
@@ -53,13 +53,11 @@ class Fitted:
     forest: Forest
     rows: int
 
-    def score(self, features: list[float], words: NDArray[np.int64], base: float) -> tuple[float, float]:
-        """A middling length and a mean length, in tokens, neither calibrated."""
-        import numpy as np
-
-        by_words = ridge.score(self.ridge.table, words)
-        row = np.array([*features, by_words, by_words + base])
-        root, log = self.forest.score(row)[:2]
+    def score(self, row: NDArray[np.float64], words: NDArray[np.int64], base: float) -> tuple[float, float]:
+        """A middling and a mean length in tokens, not calibrated; fills the last two places of the row."""
+        row[-2] = by_words = ridge.score(self.ridge.table, words)
+        row[-1] = by_words + base
+        root, log = self.forest.score(row)
         square = min(max(root, 1.0) ** 2, _LONGEST)
         middle = math.exp(min(max(log, 0.0), math.log(_LONGEST)))
         return math.sqrt(square * middle), square
@@ -69,7 +67,7 @@ FitForest = Callable[["NDArray[np.float64]", "NDArray[np.float64]", "NDArray[np.
 
 
 def fit(rows: Rows, previous: Fitted | None, seed: int, fit_forest: FitForest) -> Fitted:
-    """Fits words first, then trees over all features and the words' score of models that had not seen the row."""
+    """Fits words first; then trees over all features and the words' score, where unseen rows are scored."""
     import numpy as np
 
     count = len(rows.length)

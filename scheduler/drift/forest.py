@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 class Forest(Protocol):
     """Trees of one or more outputs: the first block of trees adds up to the first output, and so on."""
+
+    ARRAYS: ClassVar[tuple[str, ...]]
 
     @property
     def base(self) -> NDArray[np.float64]:
@@ -36,18 +38,21 @@ class ObliviousForest:
     feature: NDArray[np.int64]
     threshold: NDArray[np.float64]
     value: NDArray[np.float64]
-    _places: NDArray[np.int64] = field(init=False, repr=False, compare=False)
     _starts: NDArray[np.int64] = field(init=False, repr=False, compare=False)
+
+    ARRAYS: ClassVar[tuple[str, ...]] = ("base", "feature", "threshold", "value")
 
     def __post_init__(self) -> None:
         import numpy as np
 
         trees, depth = self.feature.shape
-        object.__setattr__(self, "_places", 1 << np.arange(depth)[::-1])
         object.__setattr__(self, "_starts", np.arange(trees) << depth)
 
     def score(self, row: NDArray[np.float64]) -> list[float]:
-        leaf = (row[self.feature] > self.threshold) @ self._places + self._starts
+        import numpy as np
+
+        answers = np.packbits(row[self.feature] > self.threshold, axis=1)[:, 0]
+        leaf = (answers >> 8 - self.feature.shape[1]) + self._starts
         values = self.value.ravel()[leaf].reshape(len(self.base), -1)
         outputs: list[float] = (self.base + values.sum(1)).tolist()
         return outputs
@@ -74,7 +79,8 @@ class BitmaskForest:
     _starts: NDArray[np.int64] = field(init=False, repr=False, compare=False)
     _lowest: NDArray[np.int64] = field(init=False, repr=False, compare=False)
 
-    LEAVES = 16
+    ARRAYS: ClassVar[tuple[str, ...]] = ("base", "feature", "threshold", "mask", "value")
+    LEAVES: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -103,5 +109,5 @@ def join(forests: Sequence[_Kind]) -> _Kind:
     """One forest with the outputs of all, which must have the same number of trees."""
     import numpy as np
 
-    names = [name for name in type(forests[0]).__dataclass_fields__ if not name.startswith("_")]
-    return type(forests[0])(*[np.concatenate([getattr(each, name) for each in forests]) for name in names])
+    kind = type(forests[0])
+    return kind(*[np.concatenate([getattr(each, name) for each in forests]) for name in kind.ARRAYS])

@@ -46,21 +46,21 @@ class Mean:
 _NONE = Mean()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Keys:
     """The groups that a request belongs to."""
 
     lengths: list[Hashable]
     prefixes: list[Hashable]
     suffixes: list[Hashable]
-    residuals: list[Hashable]
+    residuals: list[tuple[str, Hashable]]
 
 
 class History:
     """Means of groups. Prompts seen again are remembered by how far they were off their group's mean."""
 
     def __init__(self) -> None:
-        self._groups: Groups[Mean] = Groups(Mean, most=1 << 16)
+        self.groups: Groups[Mean] = Groups(Mean, most=1 << 15)
 
     @staticmethod
     def keys(facts: RequestFacts, reading: Reading) -> Keys:
@@ -85,7 +85,7 @@ class History:
         )
 
     def describe(self, keys: Keys) -> list[float]:
-        find, log1p = self._groups.find, math.log1p
+        find, log1p = self.groups.find, math.log1p
         total, category, tenant, both, adapter, size, same = [find(key) or _NONE for key in keys.lengths]
         mean = total.mean
         by_category = category.toward(mean, 3.0)
@@ -109,7 +109,7 @@ class History:
         """Means along ever longer heads (or tails), each drawn to the one before; weight of the last."""
         values, weight = [], 0.0
         for key in keys:
-            group = self._groups.find(key)
+            group = self.groups.find(key)
             if group is None:
                 break
             value, weight = group.toward(value, 5.0), group.weight
@@ -118,14 +118,9 @@ class History:
 
     def learn(self, keys: Keys, log_length: float, base: float, weight: float = 1.0) -> None:
         """``base``: the group's mean as it was described at admission."""
-        touch = self._groups.touch
+        touch = self.groups.touch
         for key in (*keys.lengths, *keys.prefixes, *keys.suffixes):
             touch(key).add(log_length, weight)
-        for kind, name in keys.residuals:  # type: ignore[misc]
+        for kind, name in keys.residuals:
             if name:
                 touch((kind, name)).add(log_length - base, weight)
-
-    def weaken(self, most: float) -> None:
-        """After a change: what was learned weighs at most this many new lengths."""
-        for group in self._groups:
-            group.weight = min(group.weight, most)

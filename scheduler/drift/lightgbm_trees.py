@@ -1,4 +1,4 @@
-"""Trees by LightGBM, turned into flat arrays: its own prediction of one row takes longer than a request may."""
+"""Trees by LightGBM, turned into flat arrays: its own prediction of one row takes too long."""
 
 from __future__ import annotations
 

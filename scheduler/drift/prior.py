@@ -1,4 +1,4 @@
-"""What is known of lengths before the first request: fitted once, by ``scripts/train_prior``, on public prompts."""
+"""What is known of lengths before the first request: fitted by ``scripts/train_prior`` on public prompts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).with_name("prior.qcd")
 FORMAT = "prior 1"
 NAMES = ("prior words", "prior")
+FEATURES = ("prompt tokens", *text.NAMES)
+_WORDS = len(FEATURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +29,25 @@ class Prior:
     Attributes:
         level: log of the usual length, of the models that it was fitted on.
         table: as `ridge.Ridge.table`.
-        forest: over log of prompt tokens, the counts of `text.NAMES` and the words' score.
+        forest: over `FEATURES` and the words' score.
     """
 
     level: float
     table: NDArray[np.float32]
     forest: ObliviousForest
 
-    def score(self, reading: text.Reading, prompt_tokens: int) -> tuple[float, float]:
-        """By words alone, and by all; zero without a text."""
-        import numpy as np
-
+    def fill(self, row: NDArray[np.float64], reading: text.Reading) -> float:
+        """Completes a row that begins with `start_row`; returns the prior's score, zero without a text."""
         if not reading.counts[0]:
-            return 0.0, 0.0
-        words = ridge.score(self.table, reading.words)
-        return words, self.forest.score(np.array(row_of(reading, prompt_tokens, words)))[0]
+            return 0.0
+        row[_WORDS] = ridge.score(self.table, reading.words)
+        row[_WORDS + 1] = score = self.forest.score(row)[0]
+        return score
 
 
-def row_of(reading: text.Reading, prompt_tokens: int, words: float) -> list[float]:
-    """The features of the prior's forest."""
-    return [math.log1p(max(prompt_tokens, 0)), *reading.counts, words]
+def start_row(reading: text.Reading, prompt_tokens: int) -> list[float]:
+    """The features that the prior reads (`FEATURES`) and, still zero, its own (`NAMES`)."""
+    return [math.log1p(max(prompt_tokens, 0)), *reading.counts, 0.0, 0.0]
 
 
 def neutral() -> Prior:

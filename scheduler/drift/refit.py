@@ -6,6 +6,7 @@ engine. A thread hands new rows to a child process of low priority and waits for
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -142,13 +143,13 @@ class BackgroundRefitter:
     def _ask(self, batch: Batch, seed: int) -> Fitted:
         if self._child is None:
             self._child = _start_child(self._width, self._trees)
-        assert self._child.stdin is not None and self._child.stdout is not None
-        watch = threading.Timer(_LONGEST_FIT, self._child.kill)
+        child = self._child
+        watch = threading.Timer(_LONGEST_FIT, child.kill)
         watch.daemon = True
         watch.start()
         try:
-            send(self._child.stdin, (batch, seed))
-            answer = receive(self._child.stdout)
+            send(child.stdin, (batch, seed))
+            answer = receive(child.stdout)
         finally:
             watch.cancel()
         if isinstance(answer, str):
@@ -162,7 +163,9 @@ class BackgroundRefitter:
         self._rest_until = time.monotonic() + rest
         self._failures += 1
         if self._failures == 1:
-            _log.warning("quietcore: refit failed (%s); estimates stay as they are, next try in %.0f s", error, rest)
+            _log.warning(
+                "quietcore: refit failed (%s); estimates stay as they are, next try in %.0f s", error, rest
+            )
 
     def _end_child(self) -> None:
         child, self._child = self._child, None
@@ -173,10 +176,8 @@ class BackgroundRefitter:
         child.wait()
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):
                     pipe.close()
-                except OSError:
-                    pass
 
 
 def _start_child(width: int, trees: str) -> subprocess.Popen[bytes]:
@@ -196,25 +197,27 @@ def _start_child(width: int, trees: str) -> subprocess.Popen[bytes]:
     )
 
 
-def send(pipe: IO[bytes], message: Any) -> None:
+def send(pipe: IO[bytes] | None, message: Any) -> None:
     """Pickled: both ends of the pipe are ours."""
+    if pipe is None:
+        raise BrokenPipeError("no pipe to the refit process")
     content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     pipe.write(_HEAD.pack(len(content)))
     pipe.write(content)
     pipe.flush()
 
 
-def receive(pipe: IO[bytes]) -> Any:
+def receive(pipe: IO[bytes] | None) -> Any:
     """What `send` wrote.
 
     Raises:
         EOFError: the other end is gone.
     """
-    head = pipe.read(_HEAD.size)
+    head = pipe.read(_HEAD.size) if pipe is not None else b""
     if len(head) < _HEAD.size:
         raise EOFError("the refit process ended")
     (size,) = _HEAD.unpack(head)
-    content = pipe.read(size)
+    content = pipe.read(size) if pipe is not None else b""
     if len(content) < size:
         raise EOFError("the refit process ended")
     return pickle.loads(content)

@@ -58,10 +58,16 @@ class Rows:
         self.value = values / length[self.row]
 
     def times(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._np.bincount(self.row, self.value * weights[self.column], self.count)
+        products: NDArray[np.float64] = self._np.bincount(
+            self.row, self.value * weights[self.column], self.count
+        ).astype(float)
+        return products
 
     def transposed_times(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._np.bincount(self.column, self.value * rows[self.row], BUCKETS)
+        sums: NDArray[np.float64] = self._np.bincount(
+            self.column, self.value * rows[self.row], BUCKETS
+        ).astype(float)
+        return sums
 
 
 def find_idf(words: Sequence[NDArray[np.int64]], least: int = 2) -> NDArray[np.float64]:
@@ -73,7 +79,8 @@ def find_idf(words: Sequence[NDArray[np.int64]], least: int = 2) -> NDArray[np.f
         found[row] += 1.0
     idf = np.log((len(words) + 1.0) / (found + 1.0))
     idf[found < least] = 0.0
-    return np.maximum(idf, 0.0)
+    idf = np.maximum(idf, 0.0)
+    return idf
 
 
 def solve(
@@ -85,7 +92,7 @@ def solve(
     strength: float = _STRENGTH,
     steps: int = 25,
 ) -> NDArray[np.float64]:
-    """Minimises sum weight (row . b - target)^2 + strength |b|^2 from ``start``; few steps are a further prior."""
+    """Minimises sum weight (row . b - target)^2 + strength |b|^2 from ``start``; few steps shrink further."""
     solution = start.copy()
     residual = rows.transposed_times(weight * (target - rows.times(solution))) - strength * solution
     direction, square = residual.copy(), float(residual @ residual)

@@ -46,7 +46,12 @@ class RowStore:
         return min(self.total, self._most)
 
     def add(
-        self, features: list[float], words: NDArray[np.int64], length: float, weight: float, base: float
+        self,
+        features: NDArray[np.float64],
+        words: NDArray[np.int64],
+        length: float,
+        weight: float,
+        base: float,
     ) -> None:
         place = self.total % self._most
         self._features[place] = features
@@ -79,8 +84,8 @@ class RowStore:
             place = self.total % self._most
             self._features[place], self._words[place], self._numbers[place] = features, words, numbers
             self.total += 1
-        place = self._np.arange(self.total - len(batch.weights), self.total) % self._most
-        self._numbers[place, 1] = batch.weights
+        kept = self._np.arange(self.total - len(batch.weights), self.total) % self._most
+        self._numbers[kept, 1] = batch.weights
 
     def rows(self) -> Rows:
         np = self._np

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _MAGIC = b"QCDRIFT\x01"
@@ -34,7 +33,8 @@ def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]
 
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8)
-    np.savez_compressed(buffer, **{_META: text, **arrays})
+    named: dict[str, Any] = {_META: text, **arrays}
+    np.savez_compressed(buffer, **named)
     body = buffer.getvalue()
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -18,41 +18,90 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-HEAD = 640  # characters
-TAIL = 896
+HEAD = 400  # characters
+TAIL = 624
 BUCKETS = 1 << 14
 PREFIXES = (12, 32, 64, 128, 256)  # characters, four to a token
 SUFFIXES = (24, 96, 320)
 
-_MAX_WORDS = 256
+_MAX_WORDS = 160
 _MAX_MEMO = 1 << 16
 _TOKEN = 4  # characters, roughly
 _ODD = 40503  # 2**16 / golden ratio, made odd (Knuth's multiplicative hash)
 
-_MARKS = ("\n", "?", ".", ",", ":", '"', "'", "`", "{", "(", "=", "<", "\\", "$", "*", "#", "|", "-", "/")
-_PHRASES = (
-    *("step", "json", "code", "function", "write", "list", "essay", "story", "explain", "describe", "translate"),
-    *("summar", "brief", "short", "concise", "detail", "only", "answer", "true", "choice", "option", "example"),
-    *("how ", "what ", "why ", "who ", "your", "create", "generate", "compare", "poem", "email", "plan"),
-    *("rewrite", "correct", "classify", "question", "input", "output", "python", "reason", "html", "table"),
-    *("script", "dialog", "character", "imagine", "tool", "article", "paragraph", "sentence", "```", "\n- "),
+_MARKS = tuple(mark.encode() for mark in ["\n", "\n- ", "```", *"?.,:\"'`{(=<\\$*#|-/"])
+_FLAGS = (
+    *("step steps", "json", "code coding", "function", "write", "list", "essay", "story stories", "explain"),
+    *(
+        "describe description",
+        "translate translation",
+        "summarize summarise summary",
+        "brief briefly",
+        "short",
+    ),
+    *(
+        "concise",
+        "detail detailed details",
+        "only",
+        "answer",
+        "true false",
+        "choice choices",
+        "option options",
+    ),
+    *(
+        "example examples",
+        "how",
+        "what",
+        "why",
+        "who",
+        "your",
+        "create",
+        "generate",
+        "compare",
+        "poem",
+        "email",
+    ),
+    *("plan", "rewrite", "correct", "classify", "question", "input", "output", "python", "reason reasoning"),
+    *("html", "table", "script", "dialog dialogue", "character", "imagine", "tool tools", "article"),
+    *("paragraph paragraphs", "sentence sentences", "word words", "line lines", "page pages", "item items"),
+    *("point points", "way ways", "idea ideas"),
 )
-_UNITS = {"word": 1.3, "sentence": 25.0, "paragraph": 110.0, "line": 15.0, "page": 600.0}  # tokens, roughly
-_ITEM = 40.0  # tokens of an item, example, step, ...
-_ASKED = re.compile(r"(\d{1,4})[ -](word|sentence|paragraph|line|page|item|example|bullet|point|step|reason|way|idea)")
-_TO_WORDS = str.maketrans(
-    {mark: " " for mark in "\n\t\r.,:;!?\"'`()[]{}<>=*#|-/\\$_~+"} | {digit: "0" for digit in "123456789"}
-)
+_FLAG = {word.encode(): place for place, words in enumerate(_FLAGS) for word in words.split()}
+_UNITS = {
+    **{b"word": 1.3, b"sentence": 25.0, b"paragraph": 110.0, b"line": 15.0, b"page": 600.0},
+    **dict.fromkeys((b"item", b"example", b"point", b"step", b"reason", b"way", b"idea"), 40.0),
+}
+"""Tokens of one of what a prompt may ask a number of, roughly."""
+_UNIT_WORDS = {word for unit in _UNITS for word in (unit, unit + b"s")}
+_ASKED = re.compile(rb"(\d{1,4})[ -](" + b"|".join(_UNITS) + b")")
+
+# to words of lower case: digits as one, ASCII marks as blanks, UTF-8 beyond ASCII as it is
+_TO_WORDS = bytearray(range(256))
+for _code in range(128):
+    _letter = chr(_code)
+    if _letter.isdigit():
+        _TO_WORDS[_code] = ord("0")
+    else:
+        _TO_WORDS[_code] = ord(_letter.lower()) if _letter.isalpha() else ord(" ")
 
 NAMES: tuple[str, ...] = (
-    *("is text", "characters", "words", "word length", "not ascii", "last line", "asks at the end", "asked tokens"),
-    *(f"mark {mark!r}" for mark in _MARKS),
-    *(f"phrase {phrase!r}" for phrase in _PHRASES),
+    *(
+        "is text",
+        "characters",
+        "words",
+        "word length",
+        "not ascii",
+        "last line",
+        "asks at the end",
+        "asked tokens",
+    ),
+    *(f"mark {mark.decode()!r}" for mark in _MARKS),
+    *(f"words {words}" for words in _FLAGS),
 )
 """Names of the counts, in order."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading:
     """What was read of a prompt.
 
@@ -71,13 +120,13 @@ class Reading:
     whole: int
 
 
-class _Buckets(dict[str, int]):
-    """Bucket of a word, computed once. crc32, because str's own hash differs from run to run."""
+class _Buckets(dict[bytes, int]):
+    """Bucket of a word, computed once. crc32, because Python's own hash differs from run to run."""
 
-    def __missing__(self, word: str) -> int:
+    def __missing__(self, word: bytes) -> int:
         if len(self) >= _MAX_MEMO:
             self.clear()
-        bucket = self[word] = zlib.crc32(word.encode("utf-8", "replace")) % BUCKETS
+        bucket = self[word] = zlib.crc32(word) % BUCKETS
         return bucket
 
 
@@ -99,19 +148,19 @@ class Reader:
 
     def _read_text(self, prompt: str) -> Reading:
         length = len(prompt)
-        view = prompt if length <= HEAD + TAIL else f"{prompt[:HEAD]}\n{prompt[-TAIL:]}"
-        lower = view.lower()
-        words = lower.translate(_TO_WORDS).split()
+        view = (prompt if length <= HEAD + TAIL else f"{prompt[:HEAD]}\n{prompt[-TAIL:]}").encode(
+            "utf-8", "replace"
+        )
+        words = view.translate(_TO_WORDS).split()
         if len(words) > _MAX_WORDS:
             words = words[: _MAX_WORDS // 2] + words[-_MAX_WORDS // 2 :]
-        head = prompt[: PREFIXES[-1]].encode("utf-8", "replace")
-        tail = prompt[-SUFFIXES[-1] :].encode("utf-8", "replace")
+        size = len(view)
         return Reading(
-            self._count(view, lower, len(words), length),
+            self._count(view, words, length),
             self._hash(list(map(self._bucket.__getitem__, words))),
-            [zlib.crc32(head[:size], size) for size in PREFIXES if size <= length],
-            [zlib.crc32(tail[-size:], size) for size in SUFFIXES if size <= length],
-            zlib.crc32(tail, zlib.crc32(head, length & 0xFFFFFFFF)),
+            [zlib.crc32(view[:end], end) for end in PREFIXES if end <= size],
+            [zlib.crc32(view[-end:], end) for end in SUFFIXES if end <= size],
+            zlib.crc32(view, length & 0xFFFFFFFF),
         )
 
     def _read_ids(self, ids: Sequence[int]) -> Reading:
@@ -133,20 +182,24 @@ class Reader:
             zlib.crc32(tail, zlib.crc32(head, length & 0xFFFFFFFF)),
         )
 
-    def _count(self, view: str, lower: str, words: int, length: int) -> list[float]:
+    def _count(self, view: bytes, words: list[bytes], length: int) -> list[float]:
         size = len(view)
-        asked = _ASKED.search(lower)
+        flags = [0.0] * len(_FLAGS)
+        found = _FLAG.keys() & words
+        for word in found:
+            flags[_FLAG[word]] = 1.0
+        asked = None if found.isdisjoint(_UNIT_WORDS) else _ASKED.search(view)
         return [
             1.0,
             math.log1p(length),
-            math.log1p(words),
-            size / (words + 1),
-            0.0 if view.isascii() else len(view.encode("utf-8", "replace")) / size,
-            math.log1p(size - view.rfind("\n", 0, -1)),
-            float(view.rstrip()[-1:] in ("?", ":")),
-            math.log1p(int(asked[1]) * _UNITS.get(asked[2], _ITEM)) if asked else 0.0,
+            math.log1p(len(words)),
+            size / (len(words) + 1),
+            0.0 if view.isascii() else size / min(length, HEAD + TAIL + 1),
+            math.log1p(size - view.rfind(b"\n", 0, -1)),
+            1.0 if view.rstrip()[-1:] in (b"?", b":") else 0.0,
+            math.log1p(int(asked[1]) * _UNITS[asked[2]]) if asked else 0.0,
             *[float(view.count(mark)) for mark in _MARKS],
-            *[float(phrase in lower) for phrase in _PHRASES],
+            *flags,
         ]
 
     def _hash(self, buckets: list[int]) -> NDArray[np.int64]:
@@ -154,4 +207,7 @@ class Reader:
         np = self._np
         sequence = np.array(buckets, dtype=np.int64)
         pairs = ((sequence[:-1] * _ODD + sequence[1:]) * 2654435761 >> 18) & (BUCKETS - 1)
-        return np.concatenate((np.array(list(dict.fromkeys(buckets)), dtype=np.int64), pairs))
+        words: NDArray[np.int64] = np.concatenate(
+            (np.array(list(dict.fromkeys(buckets)), dtype=np.int64), pairs)
+        )
+        return words

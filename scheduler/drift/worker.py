@@ -9,6 +9,7 @@ from quietcore.scheduler.drift.refit import Learner, receive, send
 
 
 def main() -> None:
+    """Answers each batch of rows with a model, or with what went wrong, until stdin ends."""
     width, trees = int(sys.argv[1]), sys.argv[2]
     os.nice(10)
     # stdout carries models; what a library prints must not get between them
