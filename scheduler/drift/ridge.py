@@ -79,8 +79,7 @@ def find_idf(words: Sequence[NDArray[np.int64]], least: int = 2) -> NDArray[np.f
         found[row] += 1.0
     idf = np.log((len(words) + 1.0) / (found + 1.0))
     idf[found < least] = 0.0
-    idf = np.maximum(idf, 0.0)
-    return idf
+    return np.maximum(idf, 0.0)
 
 
 def solve(
