@@ -32,6 +32,7 @@ _PENDING = 16384
 _COLD_MEAN = 1.3  # mean over median of a log-normal of sigma 0.7
 _LONGEST = 1 << 20  # tokens
 _LEAST_WEIGHT = 0.05
+_LEAST_MEAN = 0.7  # medians
 
 
 @dataclass(slots=True)
@@ -182,7 +183,8 @@ class DriftEstimator:
         spread = calibration.spread
         p50 = max(1.0, calibration.trust.blend(admission.known, admission.model))
         p90 = max(p50, admission.middle * spread.p90)
-        mean = max(1.0, admission.mean * calibration.scale.value)
+        # lengths lean to the right: a mean far below the median is a calibration gone astray
+        mean = max(1.0, _LEAST_MEAN * p50, admission.mean * calibration.scale.value)
         if facts.max_tokens > 0:
             cap = float(facts.max_tokens)
             share = spread.mean_below(cap / admission.middle) / spread.mean_below(math.inf)

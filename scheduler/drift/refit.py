@@ -36,12 +36,24 @@ class Learner:
 
     def __init__(self, width: int, trees: str) -> None:
         self.store = RowStore(width)
-        self._fit_forest = fitting.fit_lightgbm if trees == "lightgbm" else fitting.fit_oblivious
+        self._fit_forest = _choose(trees)
         self._fitted: Fitted | None = None
 
     def fit(self, seed: int) -> Fitted:
         self._fitted = fitting.fit(self.store.rows(), self._fitted, seed, self._fit_forest)
         return self._fitted
+
+
+def _choose(trees: str) -> fitting.FitForest:
+    """LightGBM may be there and not load, as without its OpenMP library."""
+    if trees == "lightgbm":
+        try:
+            import lightgbm  # noqa: F401
+        except (ImportError, OSError) as error:
+            _log.warning("quietcore: LightGBM does not load (%s); the drift model does without", error)
+        else:
+            return fitting.fit_lightgbm
+    return fitting.fit_oblivious
 
 
 class Refitter(Protocol):
@@ -85,6 +97,7 @@ class BackgroundRefitter:
         self._fitted: Fitted | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
+        self._store: RowStore | None = None
         self._sent = 0
         self._busy = False
         self._failures = 0
@@ -95,8 +108,10 @@ class BackgroundRefitter:
         alive = self._thread is not None and self._thread.is_alive()
         if self._closed or (alive and self._busy) or time.monotonic() < self._rest_until:
             return
-        if not alive:
+        if not alive or store is not self._store:
             self._end_child()
+            self._store = store
+        if not alive:
             self._orders = queue.Queue(1)
             self._thread = threading.Thread(target=self._serve, name="quietcore-refit", daemon=True)
             self._busy = False
@@ -106,8 +121,8 @@ class BackgroundRefitter:
                 self._fail(error)
                 return
         self._busy = True
-        self._orders.put((store.since(self._sent), seed))
-        self._sent = store.total
+        batch, self._sent = store.since(self._sent), store.total
+        self._orders.put((batch, seed))
 
     def take(self) -> Fitted | None:
         fitted, self._fitted = self._fitted, None

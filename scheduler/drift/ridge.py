@@ -92,7 +92,7 @@ def solve(
     steps: int = 25,
 ) -> NDArray[np.float64]:
     """Minimises sum weight (row . b - target)^2 + strength |b|^2 from ``start``; few steps shrink further."""
-    solution = start.copy()
+    solution: NDArray[np.float64] = start.copy()
     residual = rows.transposed_times(weight * (target - rows.times(solution))) - strength * solution
     direction, square = residual.copy(), float(residual @ residual)
     for _ in range(steps):

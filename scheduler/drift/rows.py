@@ -15,18 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows from number ``first`` on, and the weights of all rows kept.
+    """Rows from number ``first`` on.
 
     Attributes:
-        numbers: (n, 3) length, weight and base of each new row; see `Rows`.
-        weights: one for each row kept, oldest first: those of old rows may have changed.
+        numbers: (n, 3) length, weight and base of each; see `Rows`.
     """
 
     first: int
     features: NDArray[np.float32]
     words: list[NDArray[np.int64]]
     numbers: NDArray[np.float64]
-    weights: NDArray[np.float64]
 
 
 class RowStore:
@@ -59,23 +57,12 @@ class RowStore:
         self._words[place] = words
         self.total += 1
 
-    def discount(self, factor: float) -> None:
-        """Makes all rows so far weigh less."""
-        self._numbers[:, 1] *= factor
-
     def since(self, first: int) -> Batch:
         """The rows from number ``first`` on, as far as they are still kept."""
-        oldest = self.total - len(self)
-        place = self._np.arange(max(first, oldest), self.total) % self._most
-        everything = self._np.arange(oldest, self.total) % self._most
+        first = max(first, self.total - len(self))
+        place = self._np.arange(first, self.total) % self._most
         words = [self._words[each] for each in place]
-        return Batch(
-            max(first, oldest),
-            self._features[place],
-            words,
-            self._numbers[place],
-            self._numbers[everything, 1],
-        )
+        return Batch(first, self._features[place], words, self._numbers[place])
 
     def merge(self, batch: Batch) -> None:
         """Takes over what `since` gave, in order."""
@@ -84,8 +71,6 @@ class RowStore:
             place = self.total % self._most
             self._features[place], self._words[place], self._numbers[place] = features, words, numbers
             self.total += 1
-        kept = self._np.arange(self.total - len(batch.weights), self.total) % self._most
-        self._numbers[kept, 1] = batch.weights
 
     def rows(self) -> Rows:
         np = self._np

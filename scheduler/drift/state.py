@@ -156,7 +156,7 @@ def _restore_rows(arrays: dict[str, NDArray[Any]], width: int) -> Batch:
     if (words >= BUCKETS).any() or not (np.isfinite(features).all() and np.isfinite(numbers).all()):
         raise ValueError("rows out of range")
     pieces = np.split(words, np.cumsum(sizes)[:-1]) if count else []
-    return Batch(int(arrays["first"][0]), features, pieces, numbers, numbers[:, 1].copy())
+    return Batch(int(arrays["first"][0]), features, pieces, numbers)
 
 
 def _dump_fitted(fitted: Fitted, arrays: dict[str, NDArray[Any]]) -> tuple[str, int]:

@@ -208,4 +208,5 @@ class Reader:
         sequence = np.array(buckets, dtype=np.int64)
         pairs = ((sequence[:-1] * _ODD + sequence[1:]) * 2654435761 >> 18) & (BUCKETS - 1)
         once = np.array(list(dict.fromkeys(buckets)), dtype=np.int64)
-        return np.concatenate((once, pairs)).astype(np.int64, copy=False)
+        words: NDArray[np.int64] = np.concatenate((once, pairs))
+        return words
