@@ -204,9 +204,8 @@ class Reader:
 
     def _hash(self, buckets: list[int]) -> NDArray[np.int64]:
         """Each bucket once, and those of the pairs."""
-        np = self._np
-        sequence = np.array(buckets, dtype=np.int64)
+        array = self._np.array
+        sequence = array(buckets, dtype="int64")
         pairs = ((sequence[:-1] * _ODD + sequence[1:]) * 2654435761 >> 18) & (BUCKETS - 1)
-        once = np.array(list(dict.fromkeys(buckets)), dtype=np.int64)
-        words: NDArray[np.int64] = np.concatenate((once, pairs))
+        words: NDArray[np.int64] = self._np.concatenate((array(list(dict.fromkeys(buckets)), "int64"), pairs))
         return words
