@@ -129,8 +129,8 @@ def test_ridge_scores_rows_it_has_not_seen() -> None:
     _, again = ridge.fit(words, target, np.ones(600), fold, previous=first)
     for scores in (unseen, again):
         assert abs(np.corrcoef(scores, target)[0, 1]) < 0.1
-    scores = [ridge.score(first.table, row) for row in words]
-    assert np.corrcoef(scores, target)[0, 1] > 0.3
+    seen = [ridge.score(first.table, row) for row in words]
+    assert np.corrcoef(seen, target)[0, 1] > 0.3
 
 
 def test_change_is_told_soon_and_seldom_wrongly() -> None:
