@@ -118,6 +118,7 @@ class _Drift:
         self._try(Control.before_update)
         outputs = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
         self._try(Control.after_update, self, scheduler_output)
+        self._try(self._remember)
         return outputs
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -153,6 +154,9 @@ class _Drift:
         )
         if control is not None:
             control.abandon(self, error)
+
+    def _remember(self, control: Control) -> None:
+        self._state.save_at_times(control.estimator, idle=not self.running)  # type: ignore[attr-defined]
 
     def _stop(self, control: Control) -> None:
         self._state.save(control.estimator)

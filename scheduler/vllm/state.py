@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from quietcore.scheduler.config import Settings
+
+# Seconds between two saves: while the engine has nothing to do, and however busy it is.
+_WHEN_IDLE_S = 30.0
+_AT_LAST_S = 600.0
 
 
 class StateFile:
@@ -17,6 +22,8 @@ class StateFile:
     def __init__(self, settings: Settings, parallel_config: Any, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._path: Path | None = None
+        self._saved = monotonic()
+        self._revision = 0
         if settings.state:
             # Engines of one server must not write one file.
             rank = getattr(parallel_config, "data_parallel_index", None)
@@ -37,6 +44,19 @@ class StateFile:
                 f"quietcore: the estimator could not be restored from {self._path}: {type(error).__name__}: "
                 f"{error}; it starts anew, and the file will be replaced"
             )
+
+    def save_at_times(self, estimator: Any, idle: bool) -> None:
+        """After each step: saves what a refit has changed, rarely and best when nobody waits for it.
+
+        Not only at the end, since vLLM's front end may kill the engine before its end.
+        """
+        if self._path is None or monotonic() - self._saved < (_WHEN_IDLE_S if idle else _AT_LAST_S):
+            return
+        self._saved = monotonic()
+        revision = getattr(estimator, "revision", 0)
+        if revision != self._revision:
+            self._revision = revision
+            self.save(estimator)
 
     def save(self, estimator: Any) -> None:
         save = getattr(estimator, "save", None)

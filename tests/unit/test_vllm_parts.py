@@ -239,6 +239,29 @@ def test_state_is_saved_and_restored(tmp_path: Path) -> None:
     assert (estimator.loaded, said) == (path, [])
 
 
+def test_state_is_saved_after_a_refit_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = Time()
+    monkeypatch.setattr("quietcore.scheduler.vllm.state.monotonic", now)
+    path = tmp_path / "state"
+    state = StateFile(Settings(state=str(path)), ALONE, pytest.fail)
+    estimator: Any = Savable()
+
+    def saves(seconds: float, idle: bool) -> bool:
+        path.unlink(missing_ok=True)
+        now.now += seconds
+        state.save_at_times(estimator, idle)
+        return path.exists()
+
+    assert not saves(1000.0, True)
+    estimator.revision = 1
+    assert not saves(29.0, True)
+    assert saves(2.0, True)
+    assert not saves(1000.0, True)
+    estimator.revision = 2
+    assert not saves(599.0, False)
+    assert saves(2.0, False)
+
+
 def test_engines_of_one_server_keep_apart(tmp_path: Path) -> None:
     for rank in (0, 1):
         parallel = SimpleNamespace(data_parallel_size=2, data_parallel_rank=rank)
