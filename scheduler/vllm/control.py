@@ -23,6 +23,9 @@ from quietcore.scheduler.vllm.victims import free_slot, order_victims
 # Requests ranked anew in one step, and the share of the engine's time that this may take.
 _RERANK_SLICE = 4
 _RERANK_SHARE = 0.01
+# Steps that only decode resemble each other: once so many were seen, the step-time model learns from each third.
+_LEARN_FROM_ALL = 300
+_LEARN_FROM_EACH = 3
 
 
 class Control:
@@ -53,6 +56,7 @@ class Control:
         self._now = now
         self._state = self._model_state()
         self._rerank_after = 0.0
+        self._steps = 0
 
     def make_queue(self, failed: Callable[[Exception], None]) -> DriftQueue:
         queue = DriftQueue(JobQueue(self.policy, self._now()), self.ledger, failed)
@@ -146,7 +150,9 @@ class Control:
         """Learns from the step, looks after running requests, and writes the page when it is time."""
         running = scheduler.running
         step = self.clock.updated(output, bool(running or self.queues[0]))
-        if step is not None:
+        self._steps += 1
+        learn = self._steps <= _LEARN_FROM_ALL or self._steps % _LEARN_FROM_EACH == 0
+        if step is not None and (learn or step.prefill_tokens):
             shape = StepShape(step.prefill_tokens, step.decode_seqs, step.context_tokens)
             self.cost.step_time.observe(
                 shape, step.seconds, host_seconds=step.host_seconds, slowdown=self.cost.slowdown

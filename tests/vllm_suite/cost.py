@@ -1,0 +1,117 @@
+"""Times steps of vLLM's scheduler and of ours, in turn, in one process; prints JSON for tests/bars.
+
+python cost.py SECONDS      in vLLM's environment
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from statistics import fmean, median
+from time import monotonic, perf_counter
+from typing import Any
+
+from engine import Engine
+
+from quietcore.scheduler.bench.modelless import EngineShape, import_vllm
+
+SLOTS = 64
+MANY, FEW = 10_000, 100
+WARM_STEPS = 100
+LENGTH = 200  # so that every third step or so one ends and another is admitted
+
+
+def _fill(cls: Any, waiting: int, policy: str) -> Any:
+    shape = EngineShape(slots=SLOTS, kv_tokens=SLOTS * 1024, policy=policy)
+    engine = Engine(cls, shape)
+    for number in range(waiting + SLOTS):
+        engine.add(f"r{number}", 1 + (number * 7919) % (2 * LENGTH), prompt=32)
+    for _ in range(WARM_STEPS):
+        engine.step()
+    return engine
+
+
+def _timed_step(engine: Any, number: int) -> float:
+    """Microseconds of one step; as many arrive as have ended, so the queue keeps its length."""
+    scheduler = engine.scheduler
+    left = len(scheduler.requests)
+    begun = perf_counter()
+    engine.step()
+    seconds = perf_counter() - begun
+    for extra in range(left - len(scheduler.requests)):
+        engine.add(f"n{number}-{extra}", 1 + (number * 7919) % (2 * LENGTH), prompt=32)
+    return seconds * 1e6
+
+
+def _own_us(engine: Any, steps: int) -> tuple[float, float]:
+    """Microseconds of a step in what is ours: median, and mean with the ends of requests in it."""
+    from quietcore.scheduler.vllm.control import Control
+
+    spent = 0.0
+
+    def timed(method: Any) -> Any:
+        def call(*args: Any) -> Any:
+            nonlocal spent
+            begun = perf_counter()
+            try:
+                return method(*args)
+            finally:
+                spent += perf_counter() - begun
+
+        return call
+
+    names = ("before_schedule", "after_schedule", "before_update", "after_update", "ended")
+    originals = {name: getattr(Control, name) for name in names}
+    samples = []
+    try:
+        for name, method in originals.items():
+            setattr(Control, name, timed(method))
+        for number in range(steps):
+            spent = 0.0
+            _timed_step(engine, number)
+            samples.append(spent * 1e6)
+    finally:
+        for name, method in originals.items():
+            setattr(Control, name, method)
+    return median(samples), fmean(samples)
+
+
+def main(seconds: float) -> None:
+    """Measures and prints JSON."""
+    version = import_vllm()
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    from quietcore.scheduler.vllm import DriftScheduler
+
+    engines = {"stock": _fill(AsyncScheduler, MANY, "priority"), "ours": _fill(DriftScheduler, MANY, "fcfs")}
+    few = _fill(DriftScheduler, FEW, "fcfs")
+    gc.collect()
+    gc.freeze()
+    samples: dict[str, list[float]] = {name: [] for name in engines}
+    end = monotonic() + seconds
+    number = 0
+    while monotonic() < end:
+        number += 1
+        for name in ("stock", "ours") if number % 2 else ("ours", "stock"):
+            samples[name].append(_timed_step(engines[name], number))
+    own, own_mean = _own_us(few, 3000)
+    assert engines["ours"].scheduler._control is not None, "ours has failed"
+    print(
+        json.dumps(
+            {
+                "version": version,
+                "steps": number,
+                "waiting": {name: len(engine.scheduler.waiting) for name, engine in engines.items()},
+                "median_us": {name: median(each) for name, each in samples.items()},
+                "mean_us": {name: fmean(each) for name, each in samples.items()},
+                "own_us": own,
+                "own_mean_us": own_mean,
+                "few_waiting": len(few.scheduler.waiting),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))
