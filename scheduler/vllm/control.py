@@ -23,9 +23,9 @@ from quietcore.scheduler.vllm.victims import free_slot, order_victims
 # Requests ranked anew in one step, and the share of the engine's time that this may take.
 _RERANK_SLICE = 4
 _RERANK_SHARE = 0.01
-# Steps that only decode resemble each other: once so many were seen, the step-time model learns from each third.
+# Learning from a step costs more than all else that is done in it: after so many, each fourth teaches.
 _LEARN_FROM_ALL = 300
-_LEARN_FROM_EACH = 3
+_LEARN_FROM_EACH = 4
 
 
 class Control:
@@ -152,7 +152,7 @@ class Control:
         step = self.clock.updated(output, bool(running or self.queues[0]))
         self._steps += 1
         learn = self._steps <= _LEARN_FROM_ALL or self._steps % _LEARN_FROM_EACH == 0
-        if step is not None and (learn or step.prefill_tokens):
+        if step is not None and learn:
             shape = StepShape(step.prefill_tokens, step.decode_seqs, step.context_tokens)
             self.cost.step_time.observe(
                 shape, step.seconds, host_seconds=step.host_seconds, slowdown=self.cost.slowdown

@@ -84,8 +84,12 @@ def main(seconds: float) -> None:
 
     from quietcore.scheduler.vllm import DriftScheduler
 
-    engines = {"stock": _fill(AsyncScheduler, MANY, "priority"), "ours": _fill(DriftScheduler, MANY, "fcfs")}
+    # First, as an engine with few requests has no many beside it.
     few = _fill(DriftScheduler, FEW, "fcfs")
+    own, own_mean = _own_us(few, 3000)
+    few_waiting = len(few.scheduler.waiting)
+    del few
+    engines = {"stock": _fill(AsyncScheduler, MANY, "priority"), "ours": _fill(DriftScheduler, MANY, "fcfs")}
     gc.collect()
     gc.freeze()
     samples: dict[str, list[float]] = {name: [] for name in engines}
@@ -95,7 +99,6 @@ def main(seconds: float) -> None:
         number += 1
         for name in ("stock", "ours") if number % 2 else ("ours", "stock"):
             samples[name].append(_timed_step(engines[name], number))
-    own, own_mean = _own_us(few, 3000)
     assert engines["ours"].scheduler._control is not None, "ours has failed"
     print(
         json.dumps(
@@ -107,7 +110,7 @@ def main(seconds: float) -> None:
                 "mean_us": {name: fmean(each) for name, each in samples.items()},
                 "own_us": own,
                 "own_mean_us": own_mean,
-                "few_waiting": len(few.scheduler.waiting),
+                "few_waiting": few_waiting,
             }
         )
     )
