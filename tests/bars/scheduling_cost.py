@@ -25,7 +25,7 @@ def measure(runs: int, seconds: float) -> Outcome:
     found = []
     for _ in range(runs):
         command = [str(python), str(SCRIPT), str(seconds)]
-        environ = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "QUIETCORE_PAGE_DIR": ""}
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
         done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BarError((done.stderr.strip().splitlines() or ["no message"])[-1])

@@ -29,7 +29,7 @@ def install_scheduler(python: Path, version: str) -> Path:
 def found(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What came out of each scenario of tests/vllm_suite/scenarios.py."""
     python = Path(os.environ["QUIETCORE_VLLM_VENV"]) / "bin" / "python"
-    path = [str(ROOT / "src")]
+    path = [str(ROOT / "src"), str(ROOT)]
     if request.param:
         path.append(str(install_scheduler(python, request.param)))
     command = [str(python), str(ROOT / "tests" / "vllm_suite" / "scenarios.py")]

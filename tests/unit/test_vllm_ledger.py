@@ -160,7 +160,7 @@ def test_requests_that_generate_nothing_are_not_estimated(ledger: Ledger, estima
     assert job.cost == pytest.approx(PER_TOKEN + 0.01)
     request.num_output_tokens = 1
     ledger.close(request)
-    assert estimator.asked == estimator.seen == []
+    assert (estimator.asked, estimator.seen) == ([], [])
 
 
 def test_an_estimate_that_is_no_number_is_an_error(ledger: Ledger, estimator: Estimator) -> None:

@@ -12,7 +12,7 @@ from statistics import fmean, median
 from time import monotonic, perf_counter
 from typing import Any
 
-from engine import Engine
+from tests.vllm_suite.engine import Engine
 
 from quietcore.scheduler.bench.modelless import EngineShape, import_vllm
 

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from engine import Engine, Outcome
+from tests.vllm_suite.engine import Engine, Outcome
 
 from quietcore.scheduler.bench.modelless import EngineShape
 from quietcore.scheduler.estimate import End, Estimate, RequestFacts
 
-SMALL = {"slots": 8, "kv_tokens": 2048, "step_tokens": 256}
+SMALL: dict[str, Any] = {"slots": 8, "kv_tokens": 2048, "step_tokens": 256}
 
 
 class Oracle:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import survival
-from engine import Engine
-from kit import LOG, SMALL, Oracle, by_first, finished, hint, make
+from tests.vllm_suite import survival
+from tests.vllm_suite.engine import Engine
+from tests.vllm_suite.kit import LOG, SMALL, Oracle, by_first, finished, hint, make
 
 from quietcore.scheduler.bench.modelless import EngineShape, import_vllm
 

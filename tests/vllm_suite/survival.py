@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine import Engine
-from kit import LOG, SMALL, Oracle, by_first, finished, hint, make
+from tests.vllm_suite.engine import Engine
+from tests.vllm_suite.kit import LOG, SMALL, Oracle, by_first, finished, hint, make
 
 from quietcore.scheduler.bench.modelless import EngineShape
 
@@ -80,7 +80,7 @@ def no_estimator() -> Any:
     """As when the file of the shipped model is damaged: nothing can be built."""
     from quietcore.scheduler.vllm import DriftScheduler
 
-    class Broken(DriftScheduler):  # type: ignore[misc, valid-type]
+    class Broken(DriftScheduler):  # type: ignore[misc]
         def _make_estimator(self, settings: Any) -> Any:
             raise OSError("the prior is damaged")
 
