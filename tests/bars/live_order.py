@@ -10,7 +10,7 @@ import os
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from quietcore.scheduler.bench.serve_report import ServeResult
 LOAD = 1.1
 MAX_TOKENS = 1024
 PROMPT_CHARS = 600
-REQUESTS_PER_S = 10
-TOKENS_PER_S = 1800  # about what one core gives with 16 slots; sets how far lengths are scaled
+REQUESTS_PER_S = 16
+TOKENS_PER_S = 3000  # about what one core gives with 16 slots; sets how far lengths are scaled
 CONFIDENCE = 0.95
 BURST = "fcfs burst"
+WARM_UP, WARM_UP_TOKENS = 400, 2
 DATA = Path(os.environ.get("QUIETCORE_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -96,17 +97,19 @@ class Servers:
         self._exits.close()
 
     def url(self, policy: str) -> str:
+        """Of the one that stays."""
         if policy not in self._running:
-            self._running[policy] = self._exits.enter_context(self._server(policy))
+            self._running[policy] = self._exits.enter_context(self.fresh(policy))
         return self._running[policy].url
 
-    def fresh(self, policy: str) -> contextlib.AbstractContextManager[VllmServer]:
-        """One that has learned nothing yet; ended with its block."""
-        return self._server(policy)
-
-    def _server(self, policy: str) -> VllmServer:
+    @contextlib.contextmanager
+    def fresh(self, policy: str) -> Iterator[VllmServer]:
+        """One that knows nothing of the stream yet; ended with its block."""
         progress(f"starting vLLM ({policy})")
-        return policy_server(self._venv, self._folder / policy, policy, self._lengths, cpus=(CPU, TOOL_CPU))
+        cpus = (CPU, TOOL_CPU)
+        with policy_server(self._venv, self._folder / policy, policy, self._lengths, cpus=cpus) as server:
+            warm_up(server.url, self._folder)
+            yield server
 
 
 def collect(pairs: Iterable[int], seconds: float) -> list[Row]:
@@ -143,6 +146,20 @@ def run_pair(servers: Servers, pair: int, workload: Workload) -> list[Row]:
             rows.append(row_of(pair, workload, policy, serve(url, pair, workload, "poisson", rate)))
             progress(f"pair {pair}, {workload.name}, {policy}: {rows[-1].latency:.2f} s")
     return rows
+
+
+def warm_up(url: str, folder: Path) -> None:
+    """Make the engine see steps of many sizes: each is slower the first time, as its kernels are made then.
+
+    The answers are cut at two tokens, which tells an estimator nothing.
+    """
+    path = folder / "warm-up.jsonl"
+    rows = [
+        {"tenant": "", "prompt": f"warm {i} " * (1 + i % 97), "prompt_tokens": 1, "output_tokens": 0}
+        for i in range(WARM_UP)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_serve(ServeOptions(url, path, arrivals="burst", rate=1.0, max_tokens=WARM_UP_TOKENS))
 
 
 def serve(url: str, pair: int, workload: Workload, arrivals: Arrivals, rate: float) -> ServeResult:

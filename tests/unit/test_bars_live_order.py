@@ -9,7 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.bars.live_order import BURST, Row, conclude, lower_bound, prepare
+from tests.bars.live_order import (
+    BURST,
+    REQUESTS_PER_S,
+    TOKENS_PER_S,
+    Row,
+    conclude,
+    lower_bound,
+    prepare,
+)
 
 DIGESTS = {str(i): f"d{i}" for i in range(10)}
 
@@ -66,12 +74,13 @@ def test_the_client_is_given_no_length(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "streams" / "s1_x.jsonl.gz", "wt") as lines:
         for i in range(100):
             lines.write(json.dumps({"i": i, "prompt": f"{i}", "output_tokens": 1000 + i}) + "\n")
+    count = 2 * REQUESTS_PER_S
     workloads = [prepare(tmp_path, pair, 2.0, tmp_path) for pair in (0, 1)]
     for pair, workload in enumerate(workloads):
         sent = [json.loads(line) for line in workload.path.read_text().splitlines()]
-        assert len(sent) == 20
+        assert len(sent) == count
         assert {row["output_tokens"] for row in sent} == {0}
-        assert set(workload.lengths) == {f"{pair}/{i}" for i in range(20)}
-        assert sum(workload.lengths.values()) == pytest.approx(2 * 1800, rel=0.01)
+        assert set(workload.lengths) == {f"{pair}/{i}" for i in range(count)}
+        assert sum(workload.lengths.values()) == pytest.approx(2 * TOKENS_PER_S, rel=0.01)
     first, second = (json.loads(w.path.read_text().splitlines()[0])["i"] for w in workloads)
-    assert (first, second) == (0, 20)
+    assert (first, second) == (0, count)
