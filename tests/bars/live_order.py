@@ -9,6 +9,7 @@ import math
 import os
 import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,7 @@ REQUESTS_PER_S = 16
 TOKENS_PER_S = 3000  # about what one core gives with 16 slots; sets how far lengths are scaled
 CONFIDENCE = 0.95
 BURST = "fcfs burst"
+SETTLE_S = 3.0
 WARM_UP, WARM_UP_TOKENS = 400, 2
 DATA = Path(os.environ.get("QUIETCORE_DATA", ROOT.parent / "shared" / "data"))
 
@@ -134,16 +136,22 @@ def collect(pairs: Iterable[int], seconds: float) -> list[Row]:
 
 
 def run_pair(servers: Servers, pair: int, workload: Workload) -> list[Row]:
-    """Burst, then drift, fcfs and oracle on the same requests and times, in turns forward and backward."""
-    servers.url("oracle")  # started while nothing is measured
+    """Two bursts for the capacity, then each policy on the same requests and times, in turns of order.
+
+    The second burst counts: in the first the engine meets the sizes of these requests' steps. It also tells
+    which tokens differ between two runs of fcfs.
+    """
+    urls = {policy: servers.url(policy) for policy in ("oracle", "fcfs")}
+    time.sleep(SETTLE_S)
+    serve(urls["fcfs"], pair, workload, "burst", 1.0)
+    burst = serve(urls["fcfs"], pair, workload, "burst", 1.0)
+    rows = [row_of(pair, workload, BURST, burst)]
+    rate = LOAD * capacity_of(burst.answers)
     with servers.fresh("drift") as drift:
-        burst = serve(servers.url("fcfs"), pair, workload, "burst", 1.0)
-        rate = LOAD * capacity_of(burst.answers)
-        rows = [row_of(pair, workload, BURST, burst)]
-        order = ("fcfs", "drift", "oracle") if pair % 2 else ("oracle", "drift", "fcfs")
-        for policy in order:
-            url = drift.url if policy == "drift" else servers.url(policy)
-            rows.append(row_of(pair, workload, policy, serve(url, pair, workload, "poisson", rate)))
+        urls["drift"] = drift.url
+        time.sleep(SETTLE_S)
+        for policy in ("fcfs", "drift", "oracle") if pair % 2 else ("oracle", "drift", "fcfs"):
+            rows.append(row_of(pair, workload, policy, serve(urls[policy], pair, workload, "poisson", rate)))
             progress(f"pair {pair}, {workload.name}, {policy}: {rows[-1].latency:.2f} s")
     return rows
 
