@@ -85,11 +85,12 @@ def prepare(folder: Path, pair: int, seconds: float, data: Path = DATA) -> Workl
 
 
 class Servers:
-    """Servers by policy, on the same CPUs: all but the one that serves are idle."""
+    """Servers by policy, on the same CPUs: no two serve at a time."""
 
     def __init__(self, venv: Path, folder: Path, lengths: Path) -> None:
         self._venv, self._folder, self._lengths = venv, folder, lengths
         self._running: dict[str, VllmServer] = {}
+        self._started = 0
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Servers:
@@ -108,8 +109,9 @@ class Servers:
     def fresh(self, policy: str) -> Iterator[VllmServer]:
         """One that knows nothing of the stream yet; ended with its block."""
         progress(f"starting vLLM ({policy})")
-        cpus = (CPU, TOOL_CPU)
-        with policy_server(self._venv, self._folder / policy, policy, self._lengths, cpus=cpus) as server:
+        self._started += 1
+        folder = self._folder / f"{policy}-{self._started}"
+        with policy_server(self._venv, folder, policy, self._lengths, cpus=(CPU, TOOL_CPU)) as server:
             warm_up(server.url, self._folder)
             yield server
 
@@ -139,20 +141,20 @@ def run_pair(servers: Servers, pair: int, workload: Workload) -> list[Row]:
     """Two bursts for the capacity, then each policy on the same requests and times, in turns of order.
 
     The second burst counts: in the first the engine meets the sizes of these requests' steps. It also tells
-    which tokens differ between two runs of fcfs.
+    which tokens differ between two runs of fcfs. Each policy has a server of its own that has served nothing
+    but the warm-up: one that has run for longer is some percent faster, which at this load is half the queue.
     """
-    urls = {policy: servers.url(policy) for policy in ("oracle", "fcfs")}
-    time.sleep(SETTLE_S)
-    serve(urls["fcfs"], pair, workload, "burst", 1.0)
-    burst = serve(urls["fcfs"], pair, workload, "burst", 1.0)
+    url = servers.url("fcfs")
+    serve(url, pair, workload, "burst", 1.0)
+    burst = serve(url, pair, workload, "burst", 1.0)
     rows = [row_of(pair, workload, BURST, burst)]
     rate = LOAD * capacity_of(burst.answers)
-    with servers.fresh("drift") as drift:
-        urls["drift"] = drift.url
-        time.sleep(SETTLE_S)
-        for policy in ("fcfs", "drift", "oracle") if pair % 2 else ("oracle", "drift", "fcfs"):
-            rows.append(row_of(pair, workload, policy, serve(urls[policy], pair, workload, "poisson", rate)))
-            progress(f"pair {pair}, {workload.name}, {policy}: {rows[-1].latency:.2f} s")
+    for policy in ("fcfs", "drift", "oracle") if pair % 2 else ("oracle", "drift", "fcfs"):
+        with servers.fresh(policy) as server:
+            time.sleep(SETTLE_S)
+            result = serve(server.url, pair, workload, "poisson", rate)
+        rows.append(row_of(pair, workload, policy, result))
+        progress(f"pair {pair}, {workload.name}, {policy}: {rows[-1].latency:.2f} s")
     return rows
 
 
