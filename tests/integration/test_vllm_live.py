@@ -41,10 +41,12 @@ def write_stream(folder: Path, prompts: list[str]) -> Path:
     return path
 
 
+WORDS = ("explain", "list", "why", "the", "moon", "code", "short", "long", "story", "prove", "sort", "add", "word")
+
+
 def prompts(count: int, seed: int) -> list[str]:
     rng = random.Random(seed)
-    words = "explain list why the moon code short long story prove sort add give one word".split()
-    return [" ".join(rng.choices(words, k=rng.randint(4, 60))) for _ in range(count)]
+    return [" ".join(rng.choices(WORDS, k=rng.randint(4, 60))) for _ in range(count)]
 
 
 def test_lengths_are_those_given_and_orders_change_no_token(tmp_path: Path) -> None:
