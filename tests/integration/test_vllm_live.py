@@ -41,7 +41,7 @@ def write_stream(folder: Path, prompts: list[str]) -> Path:
     return path
 
 
-WORDS = ("explain", "list", "why", "the", "moon", "code", "short", "long", "story", "prove", "sort", "add", "word")
+WORDS = ("explain", "list", "why", "the", "moon", "code", "short", "long", "prove", "sort", "add", "word")
 
 
 def prompts(count: int, seed: int) -> list[str]:
