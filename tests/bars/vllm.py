@@ -133,7 +133,7 @@ def compare_waits(run: int, case: str, both: Both, group: str) -> Row:
 
 
 def compare_softirqs(run: int, case: str, both: Both, cpu: int) -> Row:
-    """Softirqs on the engine's CPU: how many against /proc/softirqs, how long against /proc/stat."""
+    """Softirqs on the engine's CPU: how many against /proc/softirqs; long ones also against /proc/stat."""
     said, whole = both.found.verdict, both.found.whole
     kernel: CpuCounters = both.seen[-1][1] - both.seen[0][1]
     totals = both.window.irq_totals or {}
@@ -148,7 +148,8 @@ def compare_softirqs(run: int, case: str, both: Both, cpu: int) -> Row:
         faults.append(f"{counted} NET_RX were counted, /proc/softirqs has {received}")
     wall = both.window.wall_ns
     share, truth = sum(total.ns for total in ours.values()) / wall, kernel.softirq / wall
-    if abs(share - truth) > SHARE_LIMIT:
+    # the tick samples: of softirqs that last a few us it sees those that its own arrival lines up with
+    if case == LONG and abs(share - truth) > SHARE_LIMIT:
         faults.append(f"softirq time is {100 * (share - truth):+.1f} points off /proc/stat's")
     stolen = sum(t.softirq_ns or 0 for t in whole.threads.values()) / wall
     # a snapshot reads one map after the other, some ms apart
@@ -206,7 +207,8 @@ def conclude(rows: Sequence[Row]) -> Outcome:
 BAR = Bar(
     "vllm",
     "a real vLLM engine under load: healthy when clean; stress-ng named, share within 2 points of "
-    "schedstat's; quota named; softirqs as /proc/softirqs (1 %) and /proc/stat (2 points) have them",
+    "schedstat's; quota named; softirqs as /proc/softirqs (1 %) and, where long, /proc/stat (2 points) "
+    "have them",
     3,
     8,
     lambda runs, seconds: conclude(collect(runs, seconds)),
