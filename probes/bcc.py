@@ -96,11 +96,11 @@ class BccBackend:
         atexit.unregister(self._bpf.cleanup)
         try:
             self._open_maps(text.decode(), cpus)
-            for name in _EVENTS["irq"]:
-                self._attach("irq", "irq", name)
-            for name in vectors:
-                self._attach("irq", "irq_vectors", f"{name}_entry")
-                self._attach("irq", "irq_vectors", f"{name}_exit")
+            hooks = [("irq", name) for name in _EVENTS["irq"]]
+            hooks += [("irq_vectors", f"{name}_{end}") for name in vectors for end in ("exit", "entry")]
+            # exits first: attaching interrupts every CPU, and an entry without its exit stays on the stack
+            for category, name in sorted(hooks, key=lambda hook: "entry" in hook[1]):
+                self._attach("irq", category, name)
             for name in _EVENTS["sched"]:
                 self._attach("sched", "sched", name)
         except BaseException:

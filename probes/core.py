@@ -115,7 +115,8 @@ class CoreBackend:
         return programs
 
     def _attach_all(self, name: str, programs: set[str]) -> None:
-        for program in sorted(programs):
+        # exits first: attaching interrupts every CPU, and an entry without its exit stays on the stack
+        for program in sorted(programs, key=lambda p: ("entry" in p, p)):
             self._links.append((name, program, self._objects[name].attach(program)))
 
     def add_process(self, pid: int) -> None:

@@ -17,11 +17,13 @@ static __always_inline int interrupt_entry(__u64 now, __u32 id)
 	stack = map_lookup(irq_stacks, &zero);
 	if (!stack)
 		return 0;
-	depth = stack->depth++;
+	depth = stack->depth;
+	/* deeper than interrupts nest: exits were not shown, what is open is given up */
 	if (depth >= IRQ_NESTING) {
 		count_loss(LOST_IRQ_STACK, 1);
-		return 0;
+		depth = 0;
 	}
+	stack->depth = depth + 1;
 	stack->frames[depth].start = now;
 	stack->frames[depth].nested = 0;
 	stack->frames[depth].id = id;
@@ -85,7 +87,7 @@ static __always_inline int interrupt_exit(__u64 now, __u32 id, __u32 row, __u32 
 	if (!stack || !stack->depth)
 		return 0;
 	depth = --stack->depth;
-	/* was too deep to be kept */
+	/* for the verifier: entries see to it */
 	if (depth >= IRQ_NESTING)
 		return 0;
 	if (stack->frames[depth].id != id) {

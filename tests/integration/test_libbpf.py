@@ -240,6 +240,27 @@ def test_nothing_is_left_attached() -> None:
     assert not left
 
 
+def timer_interrupts(cpu: int) -> int:
+    header, *lines = Path("/proc/interrupts").read_text().splitlines()
+    column = header.split().index(f"CPU{cpu}") + 1
+    return next(int(line.split()[column]) for line in lines if line.split()[0] == "LOC:")
+
+
+def test_no_interrupt_is_lost_on_a_cpu_without_switches() -> None:
+    """Attaching interrupts the CPUs: entries seen before their exits were attached must not pile up."""
+    spinner_on_its_core = running(BUILT / "thief", "--duty", "1", "--duration", "30", "--cpu", str(CPU))
+    with spinner_on_its_core as spinner, on_cpu(TOOL_CPU):
+        time.sleep(0.2)
+        with Session(open_backend("libbpf"), [targets.by_pid(spinner.pid)], None) as session:
+            session.start()
+            interrupts, before = timer_interrupts(CPU), session.first
+            time.sleep(1)
+            window, interrupts = session.backend.snapshot().since(before), timer_interrupts(CPU) - interrupts
+    assert window.losses["irq_nesting"] == 0
+    seen = [count.count for (_, source), count in (window.irqs or {}).items() if source.name == "local_timer"]
+    assert sum(seen) >= 0.9 * interrupts
+
+
 def test_a_hidden_switch_is_healed_by_the_next_interrupt() -> None:
     """A kernel may hide a task from tracing, and with it that our thread took its place."""
     spinner_on_its_core = running(BUILT / "thief", "--duty", "1", "--duration", "30", "--cpu", str(CPU))
@@ -255,7 +276,10 @@ def test_a_hidden_switch_is_healed_by_the_next_interrupt() -> None:
                 time.sleep(0.1)
                 forged = threads.lookup(tid, layout.Thread)
                 assert forged is not None
-                forged.state = decode.STATES.index(State.PREEMPTED)
+                # as if it had been switched out now
+                now = time.monotonic_ns()
+                forged.ns[decode.STATES.index(State.ON_CPU)] += now - forged.since
+                forged.since, forged.state = now, decode.STATES.index(State.PREEMPTED)
                 threads.update(tid, forged)
             time.sleep(0.1)
             window = backend.snapshot().since(before)
