@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None, bars: Sequence[Bar] = BARS) -> 
 
 
 def _parse(arguments: Sequence[str] | None, bars: Sequence[Bar]) -> argparse.Namespace:
-    listing = "\n".join(f"  {bar.name:10} {bar.promise} ({bar.runs} x {bar.seconds:g} s)" for bar in bars)
+    listing = "\n".join(f"  {bar.name:15} {bar.promise} ({bar.runs} x {bar.seconds:g} s)" for bar in bars)
     parser = argparse.ArgumentParser(
         prog="scripts/bars",
         description="Measures what the project promises, on this machine, as root; leave it alone meanwhile.",

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tests.bars import clean, doctor, irq, launches, run_delay, split, startup, thief, vllm
+from tests.bars import (
+    clean,
+    doctor,
+    irq,
+    launches,
+    live_order,
+    run_delay,
+    scheduling_cost,
+    split,
+    startup,
+    thief,
+    vllm,
+)
 from tests.bars.bar import Bar
 
 BARS: tuple[Bar, ...] = (
@@ -15,4 +27,6 @@ BARS: tuple[Bar, ...] = (
     clean.BAR,
     irq.BAR,
     vllm.BAR,
+    scheduling_cost.BAR,
+    live_order.BAR,
 )

@@ -56,7 +56,7 @@ def measure(runs: int, seconds: float) -> Outcome:
 
 
 BAR = Bar(
-    "scheduling cost",
+    "scheduling-cost",
     "a step with 10,000 waiting at most 1.2 x vLLM's priority queue, our part with 100 under 20 us",
     runs=3,
     seconds=8.0,
