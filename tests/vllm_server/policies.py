@@ -10,7 +10,7 @@ from tests.vllm_server.server import VllmServer
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "tests" / "vllm_server" / "plugin"
 
-# Room for 16 requests of 2,048 tokens: all slots can be filled, and little memory is touched for the first time.
+# Room for 16 requests of 2,048 tokens: all slots can be filled, and little memory is touched anew.
 CACHE = ("--block-size", "128", "--num-gpu-blocks-override", "256")
 
 POLICIES: Mapping[str, Sequence[str]] = {
