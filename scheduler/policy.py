@@ -76,7 +76,7 @@ class Patience:
         ceiling: seconds after which it is anybody's turn, however long the queue was.
     """
 
-    stretch: float = 1.15
+    stretch: float = 1.35
     usual: float = 0.95
     floor: float = 0.0
     ceiling: float = math.inf
