@@ -31,7 +31,11 @@ LOAD = 1.1
 MAX_TOKENS = 1024
 PROMPT_CHARS = 600
 REQUESTS_PER_S = 16
-TOKENS_PER_S = 3000  # about what one core gives with 16 slots; sets how far lengths are scaled
+SLOTS = 16
+# No step is shorter, though the core could do it in 5: at load 1.1 the queue is the small difference of two
+# rates, and what a shared machine loses and gains by the minute would be most of it.
+STEP_MS = 8.0
+TOKENS_PER_S = SLOTS / STEP_MS * 1000  # sets how far lengths are scaled
 CONFIDENCE = 0.95
 BURST = "fcfs burst"
 SETTLE_S = 3.0
@@ -115,7 +119,15 @@ class Servers:
         progress(f"starting vLLM ({policy})")
         self._started += 1
         folder = self._folder / f"{policy}-{self._started}"
-        with policy_server(self._venv, folder, policy, self._lengths, cpus=(CPU, TOOL_CPU)) as server:
+        with policy_server(
+            self._venv,
+            folder,
+            policy,
+            self._lengths,
+            cpus=(CPU, TOOL_CPU),
+            slots=SLOTS,
+            extra_env={"QUIETCORE_TEST_STEP_MS": f"{STEP_MS:g}"},
+        ) as server:
             warm_up(server.url, self._folder)
             yield server
 
