@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None, bars: Sequence[Bar] = BARS) -> 
     if os.geteuid() != 0:
         print("bars: needs root: run sudo scripts/bars", file=sys.stderr)
         return CANNOT_MEASURE
+    # so that servers, cgroups and folders are cleared away, as with Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     machine = describe_machine()
     print(
         "machine: {cpu}, {cpus} CPUs, {memory_gib} GiB, Linux {kernel} {architecture}, {kind}; {date}; "

@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.bars.bar import Bar, BarError, Outcome, percent, progress
 from tests.bars.noise import TOOL_CPU, on_cpu
+from tests.bars.vllm_environment import vllm_environment
 from tests.integration.doubles import CPU, ROOT
 from tests.vllm_server.guarded import VllmError
 from tests.vllm_server.policies import policy_server
@@ -137,9 +138,7 @@ def collect(pairs: Iterable[int], seconds: float) -> list[Row]:
 
     At that load the queue grows by a tenth of the time: runs of seconds have none, and nothing to gain.
     """
-    venv = Path(os.environ.get("QUIETCORE_VLLM_VENV") or ROOT / ".venv-vllm")
-    if not (venv / "bin" / "python").exists():
-        raise BarError(f"{venv} is missing: run tests/vllm_server/install.sh {venv}")
+    venv = vllm_environment()
     rows: list[Row] = []
     try:
         with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.bars import (
     clean,
     doctor,
+    driftsched_live,
     irq,
     launches,
     live_order,
@@ -29,4 +30,5 @@ BARS: tuple[Bar, ...] = (
     vllm.BAR,
     scheduling_cost.BAR,
     live_order.BAR,
+    driftsched_live.BAR,
 )

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from tests.bars.bar import Bar, BarError, Outcome
+from tests.bars.vllm_environment import vllm_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "vllm_suite" / "cost.py"
@@ -18,10 +19,7 @@ MOST_OWN_US = 20.0
 
 def measure(runs: int, seconds: float) -> Outcome:
     """``runs`` times, each for about ``seconds``, in vLLM's environment (``QUIETCORE_VLLM_VENV``)."""
-    venv = Path(os.environ.get("QUIETCORE_VLLM_VENV", ROOT / ".venv-vllm"))
-    python = venv / "bin" / "python"
-    if not python.exists():
-        raise BarError(f"no vLLM in {venv}: run tests/vllm_server/install.sh {venv}")
+    python = vllm_environment() / "bin" / "python"
     found = []
     for _ in range(runs):
         command = [str(python), str(SCRIPT), str(seconds)]

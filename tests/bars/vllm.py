@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 import time
@@ -15,7 +14,8 @@ from pathlib import Path
 from tests.bars.bar import Bar, BarError, Outcome, percent, progress
 from tests.bars.noise import TOOL_CPU, long_softirq_load, on_cpu, softirq_load, stress
 from tests.bars.truth import Both, CpuCounters, TaskCounters, cpu_counters, measure_with, task_counters
-from tests.integration.doubles import CPU, ROOT
+from tests.bars.vllm_environment import vllm_environment
+from tests.integration.doubles import CPU
 from tests.vllm_server.guarded import VllmError
 from tests.vllm_server.serve import VllmServer
 
@@ -52,9 +52,7 @@ class Row:
 
 def collect(runs: int, seconds: float) -> list[Row]:
     """All cases on one server, ``runs`` times."""
-    venv = Path(os.environ.get("QUIETCORE_VLLM_VENV") or ROOT / ".venv-vllm")
-    if not (venv / "bin" / "python").exists():
-        raise BarError(f"{venv} is missing: run tests/vllm_server/install.sh {venv}")
+    venv = vllm_environment()
     rows = []
     try:
         with (

@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 pytest.importorskip("aiohttp", reason="needs aiohttp, of the [bench] extra")
 
 from tests.unit.openai_server import Exchange, serving
 
+from quietcore.agent.cli import cli
+from quietcore.probes.errors import MeasureError
 from quietcore.scheduler.bench import InputError
 from quietcore.scheduler.bench.driftsched import live
 from quietcore.scheduler.bench.driftsched.live import LiveExperiment, LiveOptions, compare, run_live
@@ -102,3 +105,63 @@ def test_changes_are_ratios_of_what_failed_in_neither() -> None:
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(InputError, match="three requests"):
         run_live(LiveOptions("http://127.0.0.1:9", requests=2))
+
+
+def bench(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["bench", "driftsched", "--gap-scale", "0.05", *arguments])
+
+
+def test_servers_are_compared_with_the_first() -> None:
+    async def slow(exchange: Exchange) -> None:
+        await asyncio.sleep(0.2)
+        await answer(exchange)
+
+    with serving(answer) as quick, serving(slow) as other:
+        servers = ("--server", f"quick={quick.url}", "--server", other.url, "--requests", "30")
+        shown = bench(*servers)
+        document = json.loads(bench(*servers, "--json", "--api-key", "secret").stdout)
+        prompts = [sorted(body["prompt"] for body in server.bodies) for server in (quick, other)]
+    assert shown.exit_code == 0
+    assert prompts[0] == prompts[1]
+    other_name = other.url.removeprefix("http://")
+    rows = [line.split()[:3] for line in shown.stdout.splitlines() if line.startswith((other_name, "quick"))]
+    assert rows == [[name, count, "0"] for count in ("10", "20") for name in ("quick", other_name)]
+    assert list(document["servers"]) == ["quick", other_name]
+    assert document["servers"]["quick"]["vs_first"]["stress"]["mean"] == 0
+    assert document["servers"][other_name]["vs_first"]["stress"]["mean"] > 0
+    assert "secret" not in json.dumps(document)
+
+
+def test_a_failed_request_is_told_and_ends_with_1() -> None:
+    async def cut(exchange: Exchange) -> None:
+        if int(exchange.body["prompt"].split()[1]) == 3:
+            await exchange.send({"error": "out of luck"})
+        else:
+            await answer(exchange)
+
+    with serving(cut) as server:
+        result = bench("--server", f"a={server.url}", "--requests", "30")
+    assert result.exit_code == 1
+    assert "a, learning phase: failed 1: out of luck" in result.stdout
+
+
+def test_no_server_is_measured_when_one_does_not_answer() -> None:
+    with serving(answer) as server:
+        result = bench("--server", server.url, "--server", "http://127.0.0.1:9")
+    assert isinstance(result.exception, MeasureError)
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--server", "localhost"), "wants [NAME=]URL"),
+        (("--server", "http://a", "--server", "http://a"), "the same name"),
+        (("--server", "http://a", "--runs", "2"), "--runs means nothing with --server"),
+        ((), "--gap-scale needs --server"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments: tuple[str, ...], said: str) -> None:
+    result = bench(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr

@@ -18,6 +18,6 @@ VERBS = {
 def command() -> None:
     """Benchmark estimators and queue policies on recorded requests.
 
-    Exit codes: 0 done, 1 requests failed (serve), 2 wrong usage or input, 3 cannot run here (the line
-    says what is missing).
+    Exit codes: 0 done, 1 requests failed (on live servers), 2 wrong usage or input, 3 cannot run here (the
+    line says what is missing).
     """

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from quietcore.agent.cli.bench import driftsched_live
 from quietcore.agent.cli.bench.output import clear_errors, jobs_option, number, percent, progress, table
 
 if TYPE_CHECKING:
     from quietcore.scheduler.bench.driftsched.experiment import Figures
 
 SCHEMA = "quietcore.bench.driftsched/1"
+_SHARED = ("servers", "requests", "as_json")
 
 
 @click.command()
@@ -37,7 +40,12 @@ SCHEMA = "quietcore.bench.driftsched/1"
     help="Beside the published one.",
 )
 @click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True)
-@click.option("--requests", type=click.IntRange(30), default=3000, show_default=True)
+@click.option(
+    "--requests",
+    type=click.IntRange(30),
+    default=None,
+    help="Of both phases; default: 3000, as published, and 300 with --server.",
+)
 @click.option(
     "--lengths",
     type=click.Choice(["pinned", "natural"]),
@@ -53,28 +61,41 @@ SCHEMA = "quietcore.bench.driftsched/1"
     help="What the length of an answer is counted in; words, as published.",
 )
 @jobs_option()
+@driftsched_live.options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def command(
     batchings: Sequence[Any],
     estimators: Sequence[str],
     runs: int,
-    requests: int,
+    requests: int | None,
     lengths: Any,
     unit: Any,
     jobs: int,
+    servers: Sequence[str],
     as_json: bool,
+    **live: Any,
 ) -> None:
-    """Repeat the published experiment of DriftSched (arXiv 2606.02982) in virtual time.
+    """Repeat the published experiment of DriftSched (arXiv 2606.02982), in virtual time or on live servers.
 
     A learning phase and a stress phase, three tenants, four job types. Requests are made up after the
     published recipe; docs/bench.md lists what had to be assumed.
 
-    Exit codes: 0 done, 2 wrong usage, 3 vLLM is missing (continuous batching) or a library is.
-    """
-    with clear_errors():
-        from quietcore.scheduler.bench import modelless
-        from quietcore.scheduler.bench.driftsched import experiment
+    With --server the same requests go to each server in turn, which decides by itself in what order it
+    serves them: start one with another scheduler, or other settings, to compare. Every answer fills its
+    max_tokens. Options of the other kind of run are refused.
 
+    Exit codes: 0 done, 1 requests failed (--server), 2 wrong usage, 3 vLLM is missing (continuous
+    batching), a library is, or the server does not answer.
+    """
+    _refuse_mixture(click.get_current_context(), live, bool(servers))
+    with clear_errors():
+        if servers:
+            driftsched_live.run(servers, requests, as_json, **live)
+            return
+        from quietcore.scheduler.bench import modelless
+        from quietcore.scheduler.bench.driftsched import experiment, workload
+
+        requests = requests or workload.REQUESTS
         unknown = set(estimators) - set(experiment.NAMES)
         if unknown:
             known = ", ".join(experiment.NAMES)
@@ -96,6 +117,18 @@ def command(
         click.echo(json.dumps({"schema": SCHEMA, **settings, "rows": rows}, indent=2))
     else:
         _show(rows, unit)
+
+
+def _refuse_mixture(context: click.Context, live: Collection[str], servers: bool) -> None:
+    """Raises UsageError for an option that would do nothing: of virtual time with servers, or ``live``
+    without.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in _SHARED and (name in live) != servers:
+            wrong = "means nothing with --server" if servers else "needs --server"
+            raise click.UsageError(f"{parameter.opts[0]} {wrong}")
 
 
 def _figures(key: tuple[str, str, str], phase: str, each: Figures, fifo: Figures) -> dict[str, Any]:

@@ -7,11 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quietcore.scheduler.bench import BenchError, InputError
+
+if TYPE_CHECKING:
+    from quietcore.scheduler.bench.serve import OnProgress, ServeProgress
+
+_EVERY = 0.1
+"""Share of the requests between two lines of progress, where standard error is no terminal."""
 
 INPUT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 INPUT_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -68,6 +74,29 @@ def progress(total: int, unit: str) -> Iterator[Callable[[str], None]]:
         click.echo(f"{done}/{total} {unit}: {name}", err=True)
 
     yield line
+
+
+@contextlib.contextmanager
+def sending() -> Iterator[OnProgress]:
+    """How far a run against a live server is: in place on a terminal, else a line for each tenth."""
+    terminal = sys.stderr.isatty()
+    shown: tuple[str, int] = ("", 0)
+
+    def show(state: ServeProgress) -> None:
+        nonlocal shown
+        tenth = int(state.finished / state.total / _EVERY) if state.total else 0
+        if not terminal and (state.phase, tenth) == shown:
+            return
+        shown = (state.phase, tenth)
+        done = f"{state.finished} of {state.total} answered, {state.failed} failed"
+        text = f"{state.phase}: {state.sent} sent, {done}"
+        click.echo(f"\r{text}\033[K" if terminal else text, err=True, nl=not terminal)
+
+    try:
+        yield show
+    finally:
+        if terminal:
+            click.echo(err=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from quietcore.agent.cli.bench.output import INPUT_FILE, clear_errors, number, pairs, percent, table
+from quietcore.agent.cli.bench.output import INPUT_FILE, clear_errors, number, pairs, percent, sending, table
 from quietcore.agent.cli.exit_codes import FOUND
-
-if TYPE_CHECKING:
-    from quietcore.scheduler.bench.serve import OnProgress, ServeProgress
-
-_EVERY = 0.1
-"""Share of the requests between two lines of progress, where standard error is no terminal."""
 
 
 @click.command()
@@ -88,7 +81,7 @@ def command(stream: Path, as_json: bool, rows: bool, **options: Any) -> None:
         settings["tiers"] = _numbers(options["tiers"], "--tier")
         settings["deadline_ms"] = _numbers(options["deadlines"], "--deadline-ms")
         settings["timeout_s"] = options["timeout"]
-        with _progress() as progress:
+        with sending() as progress:
             result = run_serve(ServeOptions(stream=stream, **settings), progress)
     document = result.to_json(rows=rows)
     if as_json:
@@ -107,29 +100,6 @@ def _numbers(given: Sequence[str], option: str) -> dict[str, float]:
         return {name: float(value) for name, value in pairs(given, option)}
     except ValueError as e:
         raise click.UsageError(f"{option} wants numbers: {e}") from e
-
-
-@contextmanager
-def _progress() -> Iterator[OnProgress]:
-    """The last state in place on a terminal, else a line for each tenth."""
-    terminal = sys.stderr.isatty()
-    shown: tuple[str, int] = ("", 0)
-
-    def show(state: ServeProgress) -> None:
-        nonlocal shown
-        tenth = int(state.finished / state.total / _EVERY) if state.total else 0
-        if not terminal and (state.phase, tenth) == shown:
-            return
-        shown = (state.phase, tenth)
-        done = f"{state.finished} of {state.total} answered, {state.failed} failed"
-        text = f"{state.phase}: {state.sent} sent, {done}"
-        click.echo(f"\r{text}\033[K" if terminal else text, err=True, nl=not terminal)
-
-    try:
-        yield show
-    finally:
-        if terminal:
-            click.echo(err=True)
 
 
 def _show(document: dict[str, Any]) -> None:

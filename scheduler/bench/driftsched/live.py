@@ -73,6 +73,16 @@ class LiveExperiment:
         return {job: summary(*zip(*group, strict=True)) for job, group in grouped}
 
 
+def model_of(options: LiveOptions) -> str:
+    """The model that a run would ask. Raises BenchError if the server does not answer."""
+
+    async def ask() -> str:
+        async with Client(options.url, options.timeout_s, options.api_key) as client:
+            return await client.first_model()
+
+    return options.model or asyncio.run(ask())
+
+
 def run_live(options: LiveOptions, progress: OnProgress | None = None) -> LiveExperiment:
     """Send the learning phase, wait until it is answered, pause, send the stress phase.
 
