@@ -20,6 +20,8 @@ class RequestFacts:
         max_tokens: the cap on the output, 0 if there is none.
         tenant, category, adapter, session: as the client names them, empty if it does not.
         sampling: temperature, top_p, n, stop, ... as far as they are known.
+        least: tokens before which it does not end (``min_tokens``).
+        fixed: whether it has just as many tokens as its cap allows (``ignore_eos`` without other stops).
     """
 
     key: str
@@ -33,6 +35,8 @@ class RequestFacts:
     adapter: str = ""
     session: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)
+    least: int = 0
+    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,12 @@ class Estimate:
     mean: float
     p50: float
     p90: float
+
+    def at_least(self, tokens: float) -> Estimate:
+        """The same where no length is below ``tokens``."""
+        if tokens <= min(self.mean, self.p50):
+            return self
+        return Estimate(max(self.mean, tokens), max(self.p50, tokens), max(self.p90, tokens))
 
 
 class End(enum.Enum):
@@ -68,4 +78,7 @@ class Estimator(Protocol):
         """What is still to come of a request that has ``produced`` tokens; never below one."""
 
     def observe(self, facts: RequestFacts, first: Estimate, produced: int, end: End) -> None:
-        """A request has ended; ``first`` is what was estimated at its admission."""
+        """A request has ended; ``first`` is what was estimated at its admission.
+
+        ``produced`` is 0 where it ended before it ran: nothing to learn, and nothing to keep.
+        """

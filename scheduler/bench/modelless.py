@@ -18,7 +18,7 @@ from typing import Any
 from quietcore.scheduler.bench import BenchError
 
 MAX_MODEL_LEN = 1 << 20  # tokens; longer than any request
-_BLOCK = 64  # tokens; large, since "unlimited" KV memory is made of Python objects
+BLOCK = 64  # tokens; large, since "unlimited" KV memory is made of Python objects
 _QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output may be JSON
@@ -48,6 +48,7 @@ class EngineShape:
         step_tokens: ``--max-num-batched-tokens``; longer prompts are prefilled in chunks.
         kv_tokens: room for keys and values, in tokens.
         policy: ``--scheduling-policy`` of vLLM.
+        prefix_caching: off, as recorded streams are replayed without what their prompts share.
         additional_config: as of ``--additional-config``.
     """
 
@@ -55,6 +56,7 @@ class EngineShape:
     step_tokens: int = 8192
     kv_tokens: int = 1 << 20
     policy: str = "fcfs"
+    prefix_caching: bool = False
     additional_config: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -94,8 +96,8 @@ def build_scheduler(cls: Any, shape: EngineShape) -> Any:
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
-    blocks = -(-shape.kv_tokens // _BLOCK) + shape.slots + 1
-    cache = CacheConfig(block_size=_BLOCK, enable_prefix_caching=False)
+    blocks = -(-shape.kv_tokens // BLOCK) + shape.slots + 1
+    cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=shape.prefix_caching)
     cache.num_gpu_blocks = blocks
     config = VllmConfig(
         model_config=_model_config(),
@@ -103,14 +105,14 @@ def build_scheduler(cls: Any, shape: EngineShape) -> Any:
         cache_config=cache,
         additional_config=dict(shape.additional_config),
     )
-    layer = FullAttentionSpec(block_size=_BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    layer = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
     return cls(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], layer)]
         ),
         structured_output_manager=StructuredOutputManager(config),
-        block_size=_BLOCK,
+        block_size=BLOCK,
         log_stats=False,
     )
 

@@ -66,6 +66,10 @@ class CostModel:
         """The one that the present rates stand for."""
         return self._slowdown
 
+    def measured(self) -> Slowdown:
+        """The disturbance as it is now: what a step has just run under."""
+        return read(self._source)
+
     def batch(self) -> float:
         """Sequences that share a step while requests wait: of late, or the slots before any step was seen."""
         typical = self.step_time.typical.decode_seqs

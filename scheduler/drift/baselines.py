@@ -119,6 +119,8 @@ class EmaBudgets:
         return subtract(first, produced)
 
     def observe(self, facts: RequestFacts, first: Estimate, produced: int, end: End) -> None:
+        if produced <= 0:
+            return
         group = self._classify(facts)
         bias = self._biases.touch(group)
         ratio = produced / BUDGETS.get(group, _UNKNOWN_BUDGET)
@@ -128,10 +130,10 @@ class EmaBudgets:
 class Window:
     """The last lengths of a group, kept in order."""
 
-    __slots__ = ("_arrived", "_sorted")
-    SIZE = 4096
+    __slots__ = ("_arrived", "_size", "_sorted")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 1024) -> None:
+        self._size = size
         self._arrived: deque[float] = deque()
         self._sorted: list[float] = []
 
@@ -139,7 +141,7 @@ class Window:
         return len(self._sorted)
 
     def add(self, value: float) -> None:
-        if len(self._arrived) == self.SIZE:
+        if len(self._arrived) == self._size:
             del self._sorted[bisect_left(self._sorted, self._arrived.popleft())]
         self._arrived.append(value)
         insort(self._sorted, value)
@@ -154,14 +156,14 @@ class Window:
 
 
 class RunningMedian:
-    """Median of the last 4,096 lengths of the category and tenant; of all while those are few."""
+    """Median of the last 1,024 lengths of the category and tenant; of the last 4,096 while those are few."""
 
     name = "median"
     _ENOUGH = 5
 
     def __init__(self) -> None:
-        self.all = Window()
-        self.groups: Groups[Window] = Groups(Window)
+        self.all = Window(4096)
+        self.groups: Groups[Window] = Groups(Window, most=1024)
 
     def estimate(self, facts: RequestFacts) -> Estimate:
         window = self.groups.find((facts.category, facts.tenant))

@@ -27,7 +27,7 @@ FACTS = ("max tokens", "temperature", "top p", "n", "stops", "era", "number")
 FEATURES = (*priors.FEATURES, *priors.NAMES, *FACTS, *history.NAMES)
 
 _FIRST_FIT = 48  # finished requests
-_LEAST_NEW = 48  # ... since the last fit, or a 32nd of all
+_LEAST_NEW = 48  # ... since the last fit, or a 32nd of those kept
 _PENDING = 16384
 _COLD_MEAN = 1.3  # mean over median of a log-normal of sigma 0.7
 _LONGEST = 1 << 20  # tokens
@@ -110,7 +110,10 @@ class DriftEstimator:
 
     def observe(self, facts: RequestFacts, first: Estimate, produced: int, end: End) -> None:
         try:
-            admission = self._admitted.pop(facts.key, None) or self._admit(facts)
+            admission = self._admitted.pop(facts.key, None)
+            if produced <= 0:
+                return
+            admission = admission or self._admit(facts)
             # vLLM reports a stop string as an abort
             whole = end is End.STOPPED or (end is End.ABORTED and bool(facts.sampling.get("stop")))
             self._learn(facts, admission, min(max(int(produced), 0), _LONGEST), whole)
@@ -225,9 +228,10 @@ class DriftEstimator:
     def _refit(self) -> None:
         total = self._memory.store.total
         if total >= self._next_fit:
-            self._next_fit = total + max(_LEAST_NEW, total // 32)
-            self._memory.fits += 1
-            self._refitter.request(self._memory.store, self._seed + self._memory.fits)
+            fits = self._memory.fits + 1
+            if self._refitter.request(self._memory.store, self._seed + fits):
+                self._memory.fits = fits
+                self._next_fit = total + max(_LEAST_NEW, len(self._memory.store) // 32)
         fitted = self._refitter.take()
         if fitted is not None:
             self._memory.fitted = fitted

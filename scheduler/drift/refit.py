@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _LONGEST_FIT = 120.0  # seconds, after which the child is taken for hung
+_MOST_SHARE = 0.2  # of the time may go into refits: busy engines end requests faster than they teach
 _RETRY = (1.0, 10.0, 60.0, 600.0)  # seconds of rest after failures in a row
 _HEAD = struct.Struct("<Q")
 WORKER = "quietcore.scheduler.drift.worker"
@@ -59,8 +60,8 @@ def _choose(trees: str) -> fitting.FitForest:
 class Refitter(Protocol):
     """Where refits are done."""
 
-    def request(self, store: RowStore, seed: int) -> None:
-        """Asks for a refit on what is stored now; one that is under way makes it void."""
+    def request(self, store: RowStore, seed: int) -> bool:
+        """Asks for a refit on what is stored now; False while one is under way, or none can be."""
 
     def take(self) -> Fitted | None:
         """The newest model, once."""
@@ -76,9 +77,10 @@ class InlineRefitter:
         self._learner = Learner(width, trees)
         self._fitted: Fitted | None = None
 
-    def request(self, store: RowStore, seed: int) -> None:
+    def request(self, store: RowStore, seed: int) -> bool:
         self._learner.store = store
         self._fitted = self._learner.fit(seed)
+        return True
 
     def take(self) -> Fitted | None:
         fitted, self._fitted = self._fitted, None
@@ -104,10 +106,10 @@ class BackgroundRefitter:
         self._rest_until = 0.0
         self._closed = False
 
-    def request(self, store: RowStore, seed: int) -> None:
+    def request(self, store: RowStore, seed: int) -> bool:
         alive = self._thread is not None and self._thread.is_alive()
         if self._closed or (alive and self._busy) or time.monotonic() < self._rest_until:
-            return
+            return False
         if not alive or store is not self._store:
             self._end_child()
             self._store = store
@@ -119,10 +121,11 @@ class BackgroundRefitter:
                 self._thread.start()
             except RuntimeError as error:
                 self._fail(error)
-                return
+                return False
         self._busy = True
         batch, self._sent = store.since(self._sent), store.total
         self._orders.put((batch, seed))
+        return True
 
     def take(self) -> Fitted | None:
         fitted, self._fitted = self._fitted, None
@@ -144,9 +147,12 @@ class BackgroundRefitter:
             order = orders.get()
             if order is None:
                 return
+            begun = time.monotonic()
             try:
                 self._fitted = self._ask(*order)
                 self._failures = 0
+                ended = time.monotonic()
+                self._rest_until = ended + (ended - begun) * (1 / _MOST_SHARE - 1)
             except Exception as error:  # whatever it is, the engine goes on with the model it has
                 self._end_child()
                 if self._closed:

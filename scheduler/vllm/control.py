@@ -14,7 +14,7 @@ from quietcore.scheduler.estimate import Estimator, RequestFacts
 from quietcore.scheduler.policy import Job
 from quietcore.scheduler.queue import Entry, JobQueue
 from quietcore.scheduler.vllm import hints
-from quietcore.scheduler.vllm.ledger import Ledger
+from quietcore.scheduler.vllm.ledger import Ledger, Record
 from quietcore.scheduler.vllm.queue import DriftQueue
 from quietcore.scheduler.vllm.steps import StepClock
 from quietcore.scheduler.vllm.telemetry import Telemetry
@@ -44,12 +44,13 @@ class Control:
         *,
         slots: int,
         strict: bool,
+        cached: Callable[[Any], int] = lambda request: 0,
     ) -> None:
         self.settings = settings
         self.policy = settings.build_policy(strict=strict)
         self.estimator = estimator
         self.cost = cost
-        self.ledger = Ledger(estimator, cost, facts, self._hints)
+        self.ledger = Ledger(estimator, cost, facts, self._hints, cached)
         self.telemetry = Telemetry(settings.page_dir, slots, warn)
         self.clock = StepClock()
         self.queues: list[DriftQueue] = []
@@ -113,6 +114,8 @@ class Control:
             and output.total_num_scheduled_tokens < scheduler.max_num_scheduled_tokens
         ):
             waiting.jobs.stall()
+        for new in output.scheduled_new_reqs:
+            self.ledger.started(new.req_id, new.num_computed_tokens)
         self.clock.scheduled(output, scheduler.running)
 
     def _rerank(self) -> None:
@@ -155,9 +158,10 @@ class Control:
         if step is not None and learn:
             shape = StepShape(step.prefill_tokens, step.decode_seqs, step.context_tokens)
             self.cost.step_time.observe(
-                shape, step.seconds, host_seconds=step.host_seconds, slowdown=self.cost.slowdown
+                shape, step.seconds, host_seconds=step.host_seconds, slowdown=self.cost.measured()
             )
-        self.ledger.check(running)
+        for record, cost in self.ledger.check(running):
+            self._account(record, cost)
         if self.telemetry.due():
             self.publish(scheduler, degraded=False)
 
@@ -169,8 +173,7 @@ class Control:
             return
         record, end, cost = closed
         entry = record.entry
-        if entry is not None and self.queues[0].jobs is not None:
-            self.queues[0].jobs.account(entry, cost)
+        self._account(record, cost)
         produced = request.num_output_tokens
         self.telemetry.ended(end, (record.first.mean, produced), (record.cost, cost))
         if entry is not None and entry.job.deadline < math.inf and end is not None:
@@ -178,6 +181,12 @@ class Control:
                 self.telemetry.deadlines_met += 1
             else:
                 self.telemetry.deadlines_missed += 1
+
+    def _account(self, record: Record, cost: float) -> None:
+        """What a request that runs or has run is known to cost: its tenant's turn comes by that."""
+        jobs = self.queues[0].jobs
+        if record.entry is not None and jobs is not None:
+            jobs.account(record.entry, cost)
 
     def publish(self, scheduler: Any, *, degraded: bool) -> None:
         """Writes the engine page."""

@@ -13,7 +13,7 @@ from quietcore.scheduler.vllm.text import PromptDecoder
 
 # An arrival this long ago was not that: a clock was set, or the request is made up.
 _MAX_AGE_S = 60.0
-_SAMPLING = ("temperature", "top_p", "top_k", "min_tokens", "ignore_eos", "repetition_penalty")
+_SAMPLING = ("temperature", "top_p", "n")
 
 
 class FactsReader:
@@ -46,6 +46,8 @@ class FactsReader:
             adapter=lora.lora_name if lora is not None else "",
             session=getattr(request, "session_id", None) or given.session,
             sampling=_sampling(sampling),
+            least=max(getattr(sampling, "min_tokens", 0) or 0, 0),
+            fixed=_is_fixed(sampling) and request.max_tokens > 0,
         )
 
     def _arrival(self, stamp: float) -> float:
@@ -60,6 +62,14 @@ class FactsReader:
                 return stamp + offset
         self._offset = now - stamp
         return now
+
+
+def _is_fixed(parameters: Any) -> bool:
+    """Whether only the cap ends it, as benchmarks ask for."""
+    if not getattr(parameters, "ignore_eos", False):
+        return False
+    others = ("stop", "stop_token_ids", "repetition_detection")
+    return not any(getattr(parameters, name, None) for name in others)
 
 
 def _sampling(parameters: Any) -> dict[str, Any]:

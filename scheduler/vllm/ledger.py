@@ -31,6 +31,8 @@ class Record:
 
     Attributes:
         first: the estimate at its admission.
+        cached: tokens of its prompt that need no computing: a look at the prefix cache while it waits, then
+            what the engine found there.
         horizon: output tokens it is expected to have in the end, as far as is known now.
         cost: shared cost that was expected at its admission, seconds.
         entry: its place in the queue, also while it runs.
@@ -40,6 +42,7 @@ class Record:
     """
 
     __slots__ = (
+        "cached",
         "cost",
         "entry",
         "facts",
@@ -55,6 +58,7 @@ class Record:
         self.facts = facts
         self.hints = hints
         self.first = first
+        self.cached = 0
         self.horizon = first.mean
         self.cost = 0.0
         self.entry: Entry[Any] | None = None
@@ -74,8 +78,9 @@ class Closed(NamedTuple):
 class Ledger:
     """Opens a record when a request arrives, keeps its estimate, and lets the estimator learn from its end.
 
-    ``facts`` and ``hints`` read a request of the engine; nothing else here depends on which engine it is, but
-    for the names of some attributes of its requests.
+    ``facts`` and ``hints`` read a request of the engine, ``cached`` tells how many of its first tokens need
+    no computing; nothing else here depends on which engine it is, but for the names of some attributes of its
+    requests.
     """
 
     def __init__(
@@ -84,11 +89,13 @@ class Ledger:
         cost: CostModel,
         facts: Callable[[Any], RequestFacts],
         hints: Callable[[Any], Hints],
+        cached: Callable[[Any], int] = lambda request: 0,
     ) -> None:
         self.estimator = estimator
         self.cost = cost
         self._read_facts = facts
         self._read_hints = hints
+        self._read_cached = cached
         self._records: dict[str, Record] = {}
         self._to_check: Iterator[Any] = iter(())
         self.ignored_hints = 0
@@ -130,23 +137,32 @@ class Ledger:
             self.re_estimates += 1
         left = record.first
         if produced and _generates(request):
-            left = self.estimator.remaining(record.facts, record.first, produced)
+            left = self._remaining(record, produced)
             record.horizon = produced + left.mean
         return self._job(request, record, left, record.facts.arrival)
 
     def _estimate(self, request: Any, facts: RequestFacts) -> Estimate:
         if not _generates(request):
             return Estimate(1.0, 1.0, 1.0)
-        estimate = self.estimator.estimate(facts)
+        if facts.fixed:
+            return Estimate(*[float(facts.max_tokens)] * 3)
+        estimate = self.estimator.estimate(facts).at_least(facts.least)
         if not (math.isfinite(estimate.mean) and math.isfinite(estimate.p90)):
             raise ValueError(f"the estimator {self.estimator.name!r} gave {estimate}")
         return estimate
+
+    def _remaining(self, record: Record, produced: int) -> Estimate:
+        facts = record.facts
+        if facts.fixed:
+            return Estimate(*[float(max(facts.max_tokens - produced, 1))] * 3)
+        return self.estimator.remaining(facts, record.first, produced).at_least(facts.least - produced)
 
     def _job(self, request: Any, record: Record, left: Estimate, arrival: float) -> Job:
         hints = record.hints
         cap = record.facts.max_tokens
         most = max(cap - request.num_output_tokens, 1) if cap > 0 else math.inf
-        prompt = request.num_tokens
+        record.cached = self._read_cached(request)
+        prompt = request.num_tokens - record.cached
         tokens = min(max(left.mean, 1.0), most)
         deadline = arrival + hints.deadline_s
         # A deadline is kept by those that turn out long, too.
@@ -164,8 +180,17 @@ class Ledger:
 
     # --- running and end ---
 
-    def check(self, running: list[Any]) -> None:
-        """Estimates anew what runs past its prediction; looks at some of ``running`` a call, in turn."""
+    def started(self, request_id: str, cached: int) -> None:
+        """The engine has begun with a request, and found so many of its tokens in its cache."""
+        record = self._records.get(request_id)
+        if record is not None:
+            record.cached = max(cached, 0)
+
+    def check(self, running: list[Any]) -> Iterator[tuple[Record, float]]:
+        """Estimates anew what runs past its prediction: with the shared cost that it will have in the end.
+
+        Looks at some of ``running`` a call, in turn.
+        """
         for _ in range(_CHECKS):
             request = next(self._to_check, None)
             if request is None:
@@ -175,9 +200,10 @@ class Ledger:
             if record is None or request.num_output_tokens <= record.horizon or not _generates(request):
                 continue
             produced = request.num_output_tokens
-            left = self.estimator.remaining(record.facts, record.first, produced).mean
+            left = self._remaining(record, produced).mean
             record.horizon = produced + max(left, _PATIENCE * produced)
             self.re_estimates += 1
+            yield record, self._whole_cost(request, record, record.horizon)
 
     def close(self, request: Any) -> Closed | None:
         """A request has ended, in whatever way; ``None`` if it has no record.
@@ -193,10 +219,15 @@ class Ledger:
         end = _ENDS.get(request.status.name)
         if end is End.ABORTED and _generates(request) and request.sampling_params.stop:
             end = End.STOPPED
-        if end is not None and produced and _generates(request):
-            self.estimator.observe(record.facts, record.first, produced, end)
-        cost = self.cost.shared(request.num_prompt_tokens, produced) if produced else 0.0
+        if _generates(request) and not record.facts.fixed:
+            # of one that broke off by an error nothing is learned
+            learned = produced if end is not None else 0
+            self.estimator.observe(record.facts, record.first, learned, end or End.ABORTED)
+        cost = self._whole_cost(request, record, produced) if produced else 0.0
         return Closed(record, end, cost)
+
+    def _whole_cost(self, request: Any, record: Record, tokens: float) -> float:
+        return self.cost.shared(request.num_prompt_tokens - record.cached, tokens)
 
 
 def _generates(request: Any) -> bool:

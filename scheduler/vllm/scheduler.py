@@ -22,6 +22,7 @@ from quietcore.scheduler.cost import CostModel, Slowdown, StepTimeModel, neutral
 from quietcore.scheduler.estimate import Estimator, RequestFacts
 from quietcore.scheduler.vllm.control import Control
 from quietcore.scheduler.vllm.facts import FactsReader
+from quietcore.scheduler.vllm.prefix import PrefixCache
 from quietcore.scheduler.vllm.queue import DriftQueue
 from quietcore.scheduler.vllm.state import StateFile
 
@@ -67,6 +68,7 @@ class _Drift:
             slots=engine.scheduler_config.max_num_seqs,
             # vLLM's own promise with --scheduling-policy priority.
             strict=engine.scheduler_config.policy == "priority",
+            cached=PrefixCache(engine).tokens,
         )
         for name in ("waiting", "skipped_waiting"):
             if hasattr(engine, name):

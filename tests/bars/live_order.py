@@ -76,7 +76,7 @@ def prepare(folder: Path, pair: int, seconds: float, data: Path = DATA) -> Workl
         raise BarError(f"no streams in {data / 'streams'} (QUIETCORE_DATA names the folder of data)")
     source = streams[pair % len(streams)]
     with gzip.open(source, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+        rows = [row for line in lines if (row := json.loads(line))["prompt"]]
     count = min(round(seconds * REQUESTS_PER_S), len(rows))
     first = pair // len(streams) * count % (len(rows) - count + 1)
     rows = rows[first : first + count]

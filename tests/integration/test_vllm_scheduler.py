@@ -68,8 +68,18 @@ def test_every_end_is_learnt_for_what_it_says(found: dict[str, Any]) -> None:
     assert seen["capped"] == (4, "length")
     assert seen["leaves"][1] == "aborted"
     assert seen["stop-string"][1] == "stopped"
-    assert "never-ran" not in seen
+    assert seen["never-ran"] == (0, "aborted")
     assert found["ends"]["left"] == 0
+
+
+def test_what_the_prefix_cache_holds_is_no_cost(found: dict[str, Any]) -> None:
+    run = found["cached prefix"]
+    assert run["cached"] == {"first": 0, "other": 0, "again": 960}
+    assert run["order"] == ["first", "runs", "again", "other"]
+
+
+def test_lengths_that_only_the_cap_ends_are_known(found: dict[str, Any]) -> None:
+    assert found["fixed lengths"] == {"order": ["r5", "r30", "r80"], "asked": [], "seen": []}
 
 
 def test_the_victim_is_the_one_with_the_least_computed(found: dict[str, Any]) -> None:

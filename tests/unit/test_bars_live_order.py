@@ -72,6 +72,7 @@ def test_the_bound_is_students() -> None:
 def test_the_client_is_given_no_length(tmp_path: Path) -> None:
     (tmp_path / "streams").mkdir()
     with gzip.open(tmp_path / "streams" / "s1_x.jsonl.gz", "wt") as lines:
+        lines.write('{"i": -1, "prompt": "", "output_tokens": 9}\n')  # a live server cannot be asked nothing
         for i in range(100):
             lines.write(json.dumps({"i": i, "prompt": f"{i}", "output_tokens": 1000 + i}) + "\n")
     count = 2 * REQUESTS_PER_S

@@ -62,9 +62,8 @@ def test_the_running_median_is_that_of_category_and_tenant() -> None:
     assert median.estimate(facts(tenant="b")).p50 == 600
 
 
-def test_a_window_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Window, "SIZE", 3)
-    window = Window()
+def test_a_window_forgets_the_oldest() -> None:
+    window = Window(3)
     for value in (9, 1, 5, 7):
         window.add(value)
     assert (len(window), window.quantile(0.5), window.latest(2)) == (3, 5, [5, 7])
@@ -84,3 +83,14 @@ def test_what_is_left_of_a_budget_is_at_least_one() -> None:
     first = static.estimate(facts())
     assert static.remaining(facts(), first, 60).mean == 4
     assert static.remaining(facts(), first, 600) == Estimate(1, 1, 1)
+
+
+@pytest.mark.parametrize("name", drift.NAMES)
+def test_what_never_ran_teaches_nothing(name: str) -> None:
+    if name.startswith("drift"):
+        pytest.importorskip("numpy", reason="needs numpy, of the [scheduler] extra")
+    estimator = drift.build(name, background=False)
+    before = estimator.estimate(facts())
+    for _ in range(20):
+        estimator.observe(facts(), before, 0, End.ABORTED)
+    assert estimator.estimate(facts()) == before

@@ -10,6 +10,8 @@ import pytest
 from tests.unit.drift_traffic import make_traffic, mean_error, play
 
 from quietcore.scheduler import drift
+from quietcore.scheduler.drift import estimator as estimator_module
+from quietcore.scheduler.drift.rows import RowStore
 from quietcore.scheduler.estimate import End, Estimate, Estimator, RequestFacts
 
 pytest.importorskip("numpy", reason="needs numpy, of the [scheduler] extra")
@@ -219,3 +221,53 @@ def test_the_prior_ranks_before_anything_has_finished() -> None:
 def test_a_name_that_no_estimator_has_is_said() -> None:
     with pytest.raises(ValueError, match="drift-light"):
         drift.build("oracle")
+
+
+class CountedRefits:
+    """Takes every n-th request for a refit, and does none."""
+
+    def __init__(self, taken: int) -> None:
+        self.every, self.asked = taken, 0
+        self.at: list[int] = []
+
+    def request(self, store: Any, seed: int) -> bool:
+        self.asked += 1
+        if self.asked % self.every:
+            return False
+        self.at.append(store.total)
+        return True
+
+    def take(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def with_counted_refits(taken: int) -> tuple[Any, CountedRefits]:
+    estimator: Any = build()
+    estimator._refitter = refits = CountedRefits(taken)
+    return estimator, refits
+
+
+def test_it_is_fitted_as_often_after_a_million_requests() -> None:
+    estimator, refits = with_counted_refits(1)
+    estimator._memory.store = RowStore(len(estimator_module.FEATURES), most=64)
+    estimator._memory.store.total = estimator._next_fit = 1_000_000
+    play(estimator, make_traffic(400))
+    assert len(refits.at) >= 5
+
+
+def test_a_refit_that_was_not_taken_up_is_asked_for_again() -> None:
+    estimator, refits = with_counted_refits(10)
+    play(estimator, make_traffic(100))
+    assert refits.at
+    assert refits.at[0] < 60
+
+
+def test_what_never_ran_leaves_nothing_behind() -> None:
+    estimator: Any = build()
+    for facts, _ in make_traffic(30):
+        estimator.observe(facts, estimator.estimate(facts), 0, End.ABORTED)
+    assert len(estimator._admitted) == 0
+    assert estimator._memory.store.total == 0

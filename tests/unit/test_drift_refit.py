@@ -19,7 +19,8 @@ WIDTH = 3
 
 
 @pytest.fixture
-def refitter() -> Iterator[refit.BackgroundRefitter]:
+def refitter(monkeypatch: pytest.MonkeyPatch) -> Iterator[refit.BackgroundRefitter]:
+    monkeypatch.setattr(refit, "_MOST_SHARE", 1.0)
     made = refit.BackgroundRefitter(WIDTH, "oblivious")
     yield made
     made.close()
@@ -130,3 +131,17 @@ def test_the_store_keeps_the_last_rows_in_order() -> None:
     assert np.array_equal(ours.length, theirs.length)
     assert np.array_equal(ours.fold, theirs.fold)
     assert ours.features[:, 0].tolist() == list(range(40, 90))
+
+
+def test_one_that_is_not_taken_up_is_said_so(
+    refitter: refit.BackgroundRefitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refit, "_MOST_SHARE", 0.001)
+    store = RowStore(WIDTH)
+    fill(store, 60)
+    assert refitter.request(store, 1)
+    assert not refitter.request(store, 2)
+    assert wait_for(lambda: not refitter._busy)
+    assert not refitter.request(store, 3), "a busy engine must not refit without end"
+    refitter._rest_until = 0.0
+    assert refitter.request(store, 4)

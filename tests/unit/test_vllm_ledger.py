@@ -46,6 +46,9 @@ def make_request(key: str = "a", **fields: Any) -> Any:
         "status": SimpleNamespace(name="WAITING"),
         "hints": Hints(),
         "max_tokens": 0,
+        "least": 0,
+        "fixed": False,
+        "cached": 0,
     }
     return SimpleNamespace(**{**values, **fields})
 
@@ -59,10 +62,16 @@ def estimator() -> Estimator:
 def ledger(estimator: Estimator) -> Ledger:
     def facts(request: Any) -> RequestFacts:
         return RequestFacts(
-            request.request_id, 50.0, request.num_prompt_tokens, max_tokens=request.max_tokens
+            request.request_id,
+            50.0,
+            request.num_prompt_tokens,
+            max_tokens=request.max_tokens,
+            least=request.least,
+            fixed=request.fixed,
         )
 
-    return Ledger(estimator, CostModel.fixed(1, PER_TOKEN, 0.0, 0.001), facts, lambda request: request.hints)
+    cost = CostModel.fixed(1, PER_TOKEN, 0.0, 0.001)
+    return Ledger(estimator, cost, facts, lambda request: request.hints, lambda request: request.cached)
 
 
 def test_a_job_is_what_is_expected_and_told(ledger: Ledger) -> None:
@@ -83,6 +92,40 @@ def test_a_deadline_is_kept_by_the_ninetieth_percentile(ledger: Ledger) -> None:
 def test_no_more_is_expected_than_the_cap_allows(ledger: Ledger) -> None:
     _, job = ledger.open(make_request(max_tokens=20), 0)
     assert job.cost == pytest.approx(20 * PER_TOKEN + 0.01)
+
+
+def test_no_less_is_expected_than_is_asked_for(ledger: Ledger) -> None:
+    request = make_request(least=500)
+    record, job = ledger.open(request, 0)
+    assert job.cost == pytest.approx(500 * PER_TOKEN + 0.01)
+    assert (record.first.p50, record.first.p90) == (500.0, 500.0)
+    request.num_output_tokens = 40
+    assert ledger.job(request, record).cost == pytest.approx(460 * PER_TOKEN + 0.01)
+
+
+def test_a_length_that_only_its_cap_ends_is_known_and_teaches_nothing(
+    ledger: Ledger, estimator: Estimator
+) -> None:
+    request = make_request(max_tokens=2000, fixed=True, status=SimpleNamespace(name="FINISHED_LENGTH_CAPPED"))
+    record, job = ledger.open(request, 0)
+    assert job.cost == pytest.approx(2000 * PER_TOKEN + 0.01)
+    request.num_output_tokens = 500
+    assert ledger.job(request, record).cost == pytest.approx(1500 * PER_TOKEN + 0.01)
+    request.num_output_tokens = 2000
+    ledger.close(request)
+    assert (estimator.asked, estimator.seen) == ([], [])
+
+
+def test_what_the_cache_holds_is_no_cost(ledger: Ledger) -> None:
+    request = make_request(num_prompt_tokens=5000, num_tokens=5000, cached=4900)
+    _, job = ledger.open(request, 0)
+    assert job.cost == pytest.approx(100 * PER_TOKEN + 0.1)
+    ledger.started("a", 4000)  # meanwhile the cache has lost some
+    request.num_output_tokens, request.status = 10, SimpleNamespace(name="FINISHED_STOPPED")
+    closed = ledger.close(request)
+    assert closed is not None
+    assert closed.cost == pytest.approx(10 * PER_TOKEN + 1.0)
+    ledger.started("of another scheduler", 5)
 
 
 def test_a_preempted_request_has_the_rest_and_all_prefill_before_it(ledger: Ledger) -> None:
@@ -109,12 +152,16 @@ def test_what_runs_past_its_prediction_is_estimated_anew_now_and_then(
 ) -> None:
     request = make_request()
     record, _ = ledger.open(request, 0)
+    told = 0
     for produced in range(1, 201):
         request.num_output_tokens = produced
-        ledger.check([request])
-        ledger.check([request])
+        for found, cost in [*ledger.check([request]), *ledger.check([request])]:
+            assert found is record
+            assert cost == pytest.approx(record.horizon * PER_TOKEN + 0.01)
+            told += 1
     assert record.horizon > 200
     assert 3 <= ledger.re_estimates <= 12
+    assert told == ledger.re_estimates
 
 
 @pytest.mark.parametrize(
@@ -140,7 +187,7 @@ def test_each_end_is_learnt_for_what_it_is(
     assert closed is not None
     assert closed.end is learnt
     assert closed.cost == pytest.approx(30 * PER_TOKEN + 0.01)
-    assert estimator.seen == ([("a", 30, learnt)] if learnt else [])
+    assert estimator.seen == [("a", 30, learnt) if learnt else ("a", 0, End.ABORTED)]
     assert len(ledger) == 0
     assert ledger.close(request) is None
 
@@ -151,7 +198,7 @@ def test_what_never_ran_teaches_nothing_and_cost_nothing(ledger: Ledger, estimat
     closed = ledger.close(request)
     assert closed is not None
     assert closed.cost == 0.0
-    assert estimator.seen == []
+    assert estimator.seen == [("a", 0, End.ABORTED)]
 
 
 def test_requests_that_generate_nothing_are_not_estimated(ledger: Ledger, estimator: Estimator) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from quietcore.scheduler.bench.modelless import EngineShape, build_scheduler
+from quietcore.scheduler.bench.modelless import BLOCK, EngineShape, build_scheduler
 
 STOP, TOKEN = 2, 5
 
@@ -29,6 +29,7 @@ class Engine:
 
     def __init__(self, cls: Any, shape: EngineShape, *, depth: int = 1) -> None:
         self.scheduler: Any = build_scheduler(cls, shape)
+        self._hasher = _prefix_hasher() if shape.prefix_caching else None
         self.depth = depth
         self.steps = 0
         self.outcomes: dict[str, Outcome] = {}
@@ -36,7 +37,10 @@ class Engine:
         self._flight: deque[tuple[Any, dict[str, list[int]]]] = deque()
 
     def add(self, key: str, length: int, *, prompt: int = 16, **fields: Any) -> Any:
-        """A request that stops at its ``length``-th token; ``fields``: sampling, priority, arrival_time."""
+        """A request that stops at its ``length``-th token.
+
+        ``fields``: sampling, priority, arrival_time, prompt_ids.
+        """
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
@@ -44,7 +48,8 @@ class Engine:
         own = {name: fields.pop(name) for name in ("priority", "arrival_time") if name in fields}
         request = Request(
             request_id=key,
-            prompt_token_ids=[TOKEN] * prompt,
+            prompt_token_ids=fields.pop("prompt_ids", [TOKEN] * prompt),
+            block_hasher=self._hasher,
             sampling_params=SamplingParams(**{**sampling, **fields}),
             pooling_params=None,
             **own,
@@ -120,3 +125,12 @@ class Engine:
                 outcome.tokens += each.new_token_ids
                 if each.finish_reason is not None:
                     outcome.last, outcome.reason = self.steps, str(each.finish_reason)
+
+
+def _prefix_hasher() -> Any:
+    """What makes the hashes of a request's blocks, as the engine core has it."""
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+
+    init_none_hash(sha256)
+    return get_request_block_hasher(BLOCK, sha256)

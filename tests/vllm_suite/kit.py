@@ -11,7 +11,7 @@ from tests.vllm_suite.engine import Engine, Outcome
 from quietcore.scheduler.bench.modelless import EngineShape
 from quietcore.scheduler.estimate import End, Estimate, RequestFacts
 
-SMALL: dict[str, Any] = {"slots": 8, "kv_tokens": 2048, "step_tokens": 256}
+SMALL: dict[str, Any] = {"slots": 8, "kv_tokens": 2048, "step_tokens": 256, "prefix_caching": False}
 
 
 class Oracle:

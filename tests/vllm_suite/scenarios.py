@@ -76,6 +76,38 @@ def every_end_is_learnt_as_what_it_is() -> Any:
     return {"seen": sorted(oracle.seen), "left": len(engine.scheduler._control.ledger)}
 
 
+def cached_prefix() -> Any:
+    """Of two long prompts the one goes first whose beginning has been computed before."""
+    engine = make(estimator=Oracle(), slots=1, kv_tokens=8192, bounded=False, prefix_caching=True)
+    prompt = list(range(100, 1108))
+    cached = {}
+
+    def add(key: str, prompt_ids: list[int]) -> None:
+        engine.add(key, 5, prompt_ids=prompt_ids, **hint(5))
+        cached[key] = engine.scheduler._control.ledger.get(key).cached
+
+    add("first", prompt)
+    engine.drain()
+    engine.add("runs", 30, **hint(30))
+    engine.step()
+    add("other", [number + 5000 for number in prompt[:900]])
+    add("again", [*prompt, 9])
+    engine.drain()
+    return {"order": by_first(engine.outcomes), "cached": cached}
+
+
+def fixed_lengths() -> Any:
+    """What ends at its cap only is ranked by it, whatever the estimator thinks."""
+    oracle = Oracle()
+    engine = make(estimator=oracle, slots=1, bounded=False)
+    for length in (80, 30, 5):
+        engine.add(
+            f"r{length}", length, max_tokens=length, ignore_eos=True, stop_token_ids=[], **hint(100 - length)
+        )
+    engine.drain()
+    return {"order": by_first(engine.outcomes), "asked": sorted(oracle.facts), "seen": oracle.seen}
+
+
 def victims_have_the_least_computed() -> Any:
     """Two requests outgrow the memory; the one that was there first has computed less."""
     engine = make(estimator=Oracle(), slots=2, kv_tokens=448, step_tokens=512, bounded=False)
@@ -250,6 +282,8 @@ def main() -> None:
         "strict priority": strict_priority,
         "nonsense hints": nonsense_hints,
         "ends": every_end_is_learnt_as_what_it_is,
+        "cached prefix": cached_prefix,
+        "fixed lengths": fixed_lengths,
         "victims": victims_have_the_least_computed,
         "slots kept": lambda: slots(False),
         "slots freed": lambda: slots(True),
