@@ -1,9 +1,10 @@
-"""The last correction of a prediction: scale, spread, and how far the model is trusted at all."""
+"""The last correction of a prediction: scale, median, spread, and how far the model is trusted at all."""
 
 from __future__ import annotations
 
 import math
 
+from quietcore.scheduler.drift.local import LocalMedian
 from quietcore.scheduler.drift.spread import Spread
 
 _HALF_LIFE = 200.0  # requests
@@ -11,7 +12,7 @@ _STRENGTH = 150.0  # requests by which the scale is held to 1
 _TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)
 _FADE = 0.997
 _KEPT = 15  # requests, after a change
-_MARGIN = 0.005  # of its loss, by which full trust is favoured: an equal model also ranks
+_MARGIN = 0.01  # of its loss, by which full trust is favoured: an equal model also ranks
 
 
 class Scale:
@@ -86,14 +87,16 @@ def blend(known: float, model: float, share: float) -> float:
 
 
 class Calibration:
-    """All three, as one."""
+    """All of them, as one."""
 
     def __init__(self) -> None:
         self.spread = Spread()
+        self.local = LocalMedian()
         self.scale = Scale()
         self.trust = Trust()
 
     def forget(self) -> None:
         """After a change."""
         self.spread.keep(_KEPT)
+        self.local.keep(_KEPT)
         self.scale.keep(_KEPT)

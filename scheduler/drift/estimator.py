@@ -171,7 +171,7 @@ class DriftEstimator:
             middle, mean = fitted.score(row, reading.words, base)
         calibration = self._memory.calibration
         known = self._memory.median.estimate(facts).p50
-        model = middle * calibration.spread.p50
+        model = middle * calibration.local.factor(middle, (facts.category, facts.tenant))
         return _Admission(row, self._memory.era, reading.words, keys, base, prior, middle, mean, model, known)
 
     def _guess(self, facts: RequestFacts, prior: float) -> float:
@@ -198,12 +198,14 @@ class DriftEstimator:
     def _learn(self, facts: RequestFacts, admission: _Admission, produced: int, whole: bool) -> None:
         calibration, middle = self._memory.calibration, admission.middle
         length, weight = float(max(produced, 1)), 1.0
-        ratio = length / middle
+        ratio = seen = length / middle
         if not whole:
             # what it would have become, worth as much as the share of lengths that it has ruled out
             weight = calibration.spread.share_passed(ratio)
             length = max(length, middle * calibration.spread.mean_beyond(ratio))
-        calibration.spread.add(ratio, whole)
+            ratio = max(ratio, calibration.spread.beyond(ratio, 0.5))
+        calibration.local.add(middle, ratio, (facts.category, facts.tenant))
+        calibration.spread.add(seen, whole)
         if weight >= _LEAST_WEIGHT:
             log_length = math.log(length)
             self._memory.history.learn(admission.keys, log_length, admission.base, weight)

@@ -10,7 +10,7 @@ from statistics import NormalDist
 _SIZE = 600
 _STALE = 25  # ratios between two rebuilds of the table
 _SIGMA = 0.75  # of the log ratio before anything is known; DRIFT data: median |log ratio| 0.4 .. 0.6
-_ASSUMED = [math.exp(_SIGMA * NormalDist().inv_cdf((i + 0.5) / 40)) for i in range(40)]
+ASSUMED = [math.exp(_SIGMA * NormalDist().inv_cdf((i + 0.5) / 40)) for i in range(40)]
 _TAIL = 0.5  # mean excess beyond all that was seen, per unit already passed: a Pareto tail of index 3
 
 
@@ -44,7 +44,7 @@ class Spread:
 
     def _build(self) -> None:
         self._new = 0
-        points = sorted([*self._seen, *[(ratio, True) for ratio in _ASSUMED]], key=lambda p: (p[0], not p[1]))
+        points = sorted([*self._seen, *[(ratio, True) for ratio in ASSUMED]], key=lambda p: (p[0], not p[1]))
         ratios: list[float] = []
         weights: list[float] = []
         left, each = len(points), 1.0 / len(points)

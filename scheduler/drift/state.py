@@ -13,6 +13,7 @@ from quietcore.scheduler.drift.calibration import Calibration
 from quietcore.scheduler.drift.fitting import Fitted
 from quietcore.scheduler.drift.forest import BitmaskForest, ObliviousForest
 from quietcore.scheduler.drift.history import History, Mean
+from quietcore.scheduler.drift.local import Seen
 from quietcore.scheduler.drift.ridge import Ridge
 from quietcore.scheduler.drift.rows import Batch, RowStore
 from quietcore.scheduler.drift.text import BUCKETS
@@ -20,7 +21,7 @@ from quietcore.scheduler.drift.text import BUCKETS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = "drift 1"
+FORMAT = "drift 2"
 _LENGTHS = 256  # of a group that are saved for its running median
 _FORESTS: dict[str, type[ObliviousForest | BitmaskForest]] = {
     "oblivious": ObliviousForest,
@@ -67,6 +68,7 @@ def save(path: Path, memory: Memory, features: Sequence[str]) -> None:
         "all": memory.median.all.latest(_LENGTHS),
         "groups": [[key, window.latest(_LENGTHS)] for key, window in memory.median.groups.items()],
         "spread": calibration.spread.seen(),
+        "local": calibration.local.seen(),
         "scale": calibration.scale.state(),
         "trust": calibration.trust.state(),
         "fits": memory.fits,
@@ -104,6 +106,9 @@ def _restore(meta: dict[str, Any], arrays: dict[str, NDArray[Any]], width: int) 
     calibration = memory.calibration
     for ratio, whole in meta["spread"]:
         calibration.spread.add(float(ratio), bool(whole))
+    calibration.local.restore(
+        [Seen(float(log), float(ratio), _key(group)) for log, ratio, group in meta["local"]]
+    )
     calibration.scale.restore(meta["scale"])
     calibration.trust.restore(meta["trust"])
     memory.fits, memory.era = int(meta["fits"]), int(meta["era"])

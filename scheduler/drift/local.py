@@ -1,0 +1,90 @@
+"""Where the median lies, between what was predicted and what came, among requests that are alike."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from quietcore.scheduler.drift.spread import ASSUMED
+
+_SIZE = 600
+_STALE = 10  # ratios between two rebuilds of the table
+_NEAR = 0.6  # standard deviation of the kernel, in logs of the predicted length
+_OTHERS = 0.2  # what another group's ratio is worth
+_KNOT = 0.2  # logs of the predicted length are rounded to this
+_FIRST, _KNOTS = math.log(2.0), 56  # 2 tokens to over 100,000
+
+
+class Seen(NamedTuple):
+    """A request that ended: log tokens predicted, actual over predicted, and its group."""
+
+    log: float
+    ratio: float
+    group: Hashable
+
+
+class LocalMedian:
+    """Weighted median of actual / predicted over the last 600 requests, those alike weighing most.
+
+    Alike are requests of a similar predicted length (a Gaussian kernel, as in local quantile regression: Yu
+    and Jones, JASA 1998) and of the same category and tenant: one factor for all leaves long answers
+    too short, and short ones too long. Ratios of a wide log-normal stand in for what has not been seen.
+    """
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._np = np
+        self._seen: deque[Seen] = deque(maxlen=_SIZE)
+        self._new = 0
+        self._build()
+
+    def add(self, predicted: float, ratio: float, group: Hashable) -> None:
+        """``predicted``: tokens."""
+        self._seen.append(Seen(math.log(max(predicted, 1.0)), ratio, group))
+        self._new += 1
+        if self._new >= _STALE:
+            self._build()
+
+    def factor(self, predicted: float, group: Hashable) -> float:
+        """By which a prediction in tokens is multiplied to be a median."""
+        knot = round((math.log(max(predicted, 1.0)) - _FIRST) / _KNOT)
+        weights = self._kernel[min(max(knot, 0), _KNOTS - 1)]
+        number = self._numbers.get(group)
+        if number is not None:
+            weights = weights * self._np.where(self._groups == number, 1.0, _OTHERS)
+        sums = weights.cumsum()
+        return float(self._ratios[sums.searchsorted(sums[-1] / 2)])
+
+    def keep(self, last: int) -> None:
+        """Forgets all but the last few."""
+        while len(self._seen) > last:
+            self._seen.popleft()
+        self._build()
+
+    def seen(self) -> list[Seen]:
+        return list(self._seen)
+
+    def restore(self, seen: list[Seen]) -> None:
+        """Takes up what `seen` gave."""
+        self._seen.clear()
+        self._seen.extend(seen)
+        self._build()
+
+    def _build(self) -> None:
+        np = self._np
+        self._new = 0
+        seen = sorted(self._seen, key=lambda each: each.ratio)
+        self._numbers = {group: i for i, group in enumerate(dict.fromkeys(each.group for each in seen))}
+        ratios = np.array([each.ratio for each in seen] + ASSUMED)
+        order = ratios.argsort(kind="stable")
+        self._ratios = ratios[order]
+        self._groups = np.array([self._numbers[each.group] for each in seen] + [-1] * len(ASSUMED))[order]
+        logs = np.array([each.log for each in seen])
+        knots = _FIRST + _KNOT * np.arange(_KNOTS)
+        # far from all that was seen every ratio counts, a little
+        kernel = np.exp(-0.5 * ((logs - knots[:, None]) / _NEAR) ** 2) + 1e-3
+        assumed = np.full((_KNOTS, len(ASSUMED)), _OTHERS / 2)
+        self._kernel = np.concatenate((kernel, assumed), axis=1)[:, order]
