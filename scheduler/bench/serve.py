@@ -22,7 +22,7 @@ from quietcore.scheduler.bench.streams import RecordedRequest, Stream, read
 
 Arrivals = Literal["poisson", "bursty", "burst", "trace"]
 HINTS = ("tenant", "category", "qos", "priority", "deadline", "request")
-PRIORITIES = {"premium": 0, "standard": 1, "batch": 2}
+PRIORITIES = {"premium": -1, "standard": 0, "batch": 1}  # as the plug-in reads a priority without a tier
 SATURATED_SHARE = 0.7  # of a calibrating burst's requests: until so many have finished all slots are full
 
 
@@ -168,7 +168,7 @@ def _query(options: ServeOptions, request: RecordedRequest, tier: str, time: flo
         xargs["deadline_ms"] = deadline_ms
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": options.max_tokens, "temperature": 0.0}
     if "priority" in options.hints and tier:
-        body["priority"] = PRIORITIES.get(tier, len(PRIORITIES))
+        body["priority"] = PRIORITIES.get(tier, max(PRIORITIES.values()))
     extra = dict(options.extra_body)
     xargs |= extra.pop("vllm_xargs", {})
     if xargs:

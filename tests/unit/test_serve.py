@@ -27,6 +27,8 @@ from quietcore.scheduler.bench.serve import (
 )
 from quietcore.scheduler.bench.serve_report import spread
 from quietcore.scheduler.bench.streams import read
+from quietcore.scheduler.policy import TIER_WEIGHTS
+from quietcore.scheduler.vllm.hints import parse
 
 SECRET = 4321  # an output length that must not leave the file
 
@@ -117,10 +119,22 @@ def test_hints_are_those_asked_for(server: FakeServer, stream: Path) -> None:
         "request": "0",
         "run": "a",
     }
-    assert (body["priority"], body["top_p"], body["stream"]) == (2, 0.5, True)
+    assert (body["priority"], body["top_p"], body["stream"]) == (1, 0.5, True)
     document = result.to_json()
     assert document["tiers"]["batch"]["deadlines"] == 1
     assert document["tiers"]["batch"]["deadlines_met"] == 1.0
+
+
+@pytest.mark.parametrize("tier", TIER_WEIGHTS)
+def test_a_priority_is_read_as_the_tier_it_stands_for(server: FakeServer, stream: Path, tier: str) -> None:
+    run_serve(options(server, stream, requests=1, hints=("priority",), tiers={tier: 1.0}))
+    body = server.bodies[-1]
+    assert parse(body["priority"], body.get("vllm_xargs"), TIER_WEIGHTS).tier == tier
+
+
+def test_a_priority_of_any_other_tier_is_that_of_batch(server: FakeServer, stream: Path) -> None:
+    run_serve(options(server, stream, requests=1, hints=("priority",), tiers={"gold": 1.0}))
+    assert server.bodies[-1]["priority"] == 1
 
 
 def test_tiers_are_drawn_alike_for_a_seed(server: FakeServer, stream: Path) -> None:
