@@ -190,7 +190,14 @@ class Control:
                     waiting[tier] = waiting.get(tier, 0) + count
         self.telemetry.promoted = promoted
         self.telemetry.preempted_forced = max(self.ledger.preemptions - self.telemetry.preempted_voluntary, 0)
-        self.telemetry.publish(waiting, len(scheduler.running), self.cost, self.ledger.re_estimates, degraded)
+        self.telemetry.publish(
+            waiting,
+            len(scheduler.running),
+            self.cost,
+            re_estimates=self.ledger.re_estimates,
+            ignored_hints=self.ledger.ignored_hints,
+            degraded=degraded,
+        )
 
     def abandon(self, scheduler: Any, error: Exception) -> None:
         """Something has failed: the queues go over to vLLM's order, and the page says so. Never raises."""

@@ -80,7 +80,14 @@ class Telemetry:
         return self._writer is not None and monotonic() >= self._next
 
     def publish(
-        self, waiting: Mapping[str, int], running: int, cost: CostModel, re_estimates: int, degraded: bool
+        self,
+        waiting: Mapping[str, int],
+        running: int,
+        cost: CostModel,
+        *,
+        re_estimates: int,
+        ignored_hints: int,
+        degraded: bool,
     ) -> None:
         """Writes the page."""
         self._next = monotonic() + PERIOD_S
@@ -107,6 +114,7 @@ class Telemetry:
                 slowdown_host=slowdown.host,
                 slowdown_device=slowdown.device,
                 revision=cost.revision,
+                ignored_hints=ignored_hints,
                 degraded=degraded,
             )
         )

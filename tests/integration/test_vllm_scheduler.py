@@ -102,6 +102,7 @@ def test_the_engine_page_tells_what_was_done(found: dict[str, Any]) -> None:
     page = found["page"]
     assert (page["waiting"], page["running"], page["admitted"]) == ({"batch": 3, "premium": 1}, 2, 6)
     assert page["tokens"] == [6, 42.0, 30.0, 12.0]
+    assert page["ignored"] == 6
     assert page["gone"]
 
 

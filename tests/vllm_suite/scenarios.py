@@ -177,7 +177,8 @@ def page() -> Any:
     with tempfile.TemporaryDirectory() as folder:
         engine = make(estimator=Oracle(), page_dir=folder, slots=2)
         for number in range(6):
-            engine.add(f"r{number}", 5, **hint(7, qos="premium" if number % 2 else "batch"))
+            tier = "premium" if number % 2 else "batch"
+            engine.add(f"r{number}", 5, **hint(7, qos=tier, deadline_ms="soon"))
         for _ in range(3):
             engine.step()
         engine.scheduler._control.publish(engine.scheduler, degraded=False)
@@ -194,6 +195,7 @@ def page() -> Any:
             "running": middle.running,
             "tokens": list(end.tokens),
             "admitted": end.decisions.admitted,
+            "ignored": end.ignored_hints,
             "gone": not path.exists(),
         }
 
