@@ -173,11 +173,8 @@ class Control:
             self.queues[0].jobs.account(entry, cost)
         produced = request.num_output_tokens
         self.telemetry.ended(end, (record.first.mean, produced), (record.cost, cost))
-        if entry is not None and entry.job.deadline < math.inf and end is not None:
-            if self._now() <= entry.job.deadline:
-                self.telemetry.deadlines_met += 1
-            else:
-                self.telemetry.deadlines_missed += 1
+        if entry is not None and entry.job.deadline < math.inf:
+            self.telemetry.deadline(end, self._now() <= entry.job.deadline)
 
     def publish(self, scheduler: Any, *, degraded: bool) -> None:
         """Writes the engine page."""

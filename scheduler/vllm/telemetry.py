@@ -75,6 +75,15 @@ class Telemetry:
             self.tokens.add(*tokens)
             self.seconds.add(*seconds)
 
+    def deadline(self, end: End | None, in_time: bool) -> None:
+        """A request with a deadline has ended; one that was aborted before it has neither met nor missed it."""
+        if end is None:
+            return
+        if not in_time:
+            self.deadlines_missed += 1
+        elif end is not End.ABORTED:
+            self.deadlines_met += 1
+
     def due(self) -> bool:
         """Whether it is time for `publish`."""
         return self._writer is not None and monotonic() >= self._next

@@ -72,6 +72,10 @@ def test_every_end_is_learnt_for_what_it_says(found: dict[str, Any]) -> None:
     assert found["ends"]["left"] == 0
 
 
+def test_who_leaves_before_his_deadline_has_not_met_it(found: dict[str, Any]) -> None:
+    assert found["deadlines"] == [2, 1]
+
+
 def test_the_victim_is_the_one_with_the_least_computed(found: dict[str, Any]) -> None:
     assert found["victims"] == {"preempted": ["small"], "finished": 2}
 

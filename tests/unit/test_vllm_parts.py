@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from quietcore.scheduler.config import Settings
+from quietcore.scheduler.estimate import End
 from quietcore.scheduler.vllm import steps
 from quietcore.scheduler.vllm.facts import FactsReader
 from quietcore.scheduler.vllm.state import StateFile
 from quietcore.scheduler.vllm.steps import StepClock
+from quietcore.scheduler.vllm.telemetry import Telemetry
 from quietcore.scheduler.vllm.text import PromptDecoder
 
 
@@ -285,3 +287,23 @@ def test_an_estimator_without_state_is_left_alone(tmp_path: Path) -> None:
     state.restore(object())
     StateFile(Settings(), ALONE, pytest.fail).save(Savable())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "in_time", "counted"),
+    [
+        (End.STOPPED, True, (1, 0)),
+        (End.LENGTH, True, (1, 0)),
+        (End.ABORTED, True, (0, 0)),
+        (End.STOPPED, False, (0, 1)),
+        (End.ABORTED, False, (0, 1)),
+        (None, True, (0, 0)),
+        (None, False, (0, 0)),
+    ],
+)
+def test_a_deadline_is_met_by_those_only_that_came_to_their_end(
+    end: End | None, in_time: bool, counted: tuple[int, int]
+) -> None:
+    telemetry = Telemetry("off", 4, pytest.fail)
+    telemetry.deadline(end, in_time)
+    assert (telemetry.deadlines_met, telemetry.deadlines_missed) == counted

@@ -76,6 +76,21 @@ def every_end_is_learnt_as_what_it_is() -> Any:
     return {"seen": sorted(oracle.seen), "left": len(engine.scheduler._control.ledger)}
 
 
+def deadlines() -> Any:
+    """Two that end by themselves and one that leaves, all with time left; one is late."""
+    clock = [0.0]
+    engine = make(slots=8, now=lambda: clock[0])
+    for key, length, cap in (("stops", 3, 99), ("capped", 99, 3), ("leaves", 99, 99), ("late", 20, 99)):
+        engine.add(key, length, max_tokens=cap, **hint(length, deadline_ms=10_000))
+    for _ in range(8):
+        engine.step()
+    engine.abort("leaves")
+    clock[0] += 60.0
+    engine.drain()
+    telemetry = engine.scheduler._control.telemetry
+    return [telemetry.deadlines_met, telemetry.deadlines_missed]
+
+
 def victims_have_the_least_computed() -> Any:
     """Two requests outgrow the memory; the one that was there first has computed less."""
     engine = make(estimator=Oracle(), slots=2, kv_tokens=448, step_tokens=512, bounded=False)
@@ -252,6 +267,7 @@ def main() -> None:
         "strict priority": strict_priority,
         "nonsense hints": nonsense_hints,
         "ends": every_end_is_learnt_as_what_it_is,
+        "deadlines": deadlines,
         "victims": victims_have_the_least_computed,
         "slots kept": lambda: slots(False),
         "slots freed": lambda: slots(True),
