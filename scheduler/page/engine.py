@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import re
+import stat
 import struct
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -37,6 +38,8 @@ PAGE_SIZE = HEADER_SIZE + record_size(BODY_SIZE)
 _MAX_INT = 2**53
 _MAX_FLOAT = 1e15
 _NAME = re.compile(rf"[A-Za-z0-9_.:-]{{1,{NAME_BYTES}}}")
+# also one that was not yet put in its place
+_PAGE_NAME = re.compile(r"\.?engine-(\d{1,20})-(\d{1,20})-(\d{1,20})\.page(\.\d{1,20})?")
 _FUTURE_NS = 1_000_000_000
 
 
@@ -117,6 +120,19 @@ class EngineStats:
 def engine_page_name(identity: ProcessIdentity) -> str:
     """The file name of a process's page; no two engines of a host share one."""
     return f"engine-{identity.pid_ns}-{identity.pid}-{identity.start_ticks}.page"
+
+
+def remove_abandoned_pages(folder: Path) -> None:
+    """Remove this user's pages whose writers have ended without doing so, as killed ones; never raises."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            name = _PAGE_NAME.fullmatch(entry.name)
+            if name is None or not ProcessIdentity(*map(int, name.groups()[:3])).is_gone():
+                continue
+            with contextlib.suppress(OSError):
+                about = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid():
+                    os.unlink(entry.path)
 
 
 class EnginePageWriter:

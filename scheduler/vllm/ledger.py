@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from quietcore.scheduler.cost import CostModel
 from quietcore.scheduler.estimate import End, Estimate, Estimator, RequestFacts
 from quietcore.scheduler.policy import Job
 from quietcore.scheduler.queue import Entry
 from quietcore.scheduler.vllm.hints import Hints
+
+_Answer = TypeVar("_Answer")
 
 # Looked at in a step, of the running requests: whether they are past what was predicted.
 _CHECKS = 2
@@ -76,6 +78,9 @@ class Ledger:
 
     ``facts`` and ``hints`` read a request of the engine; nothing else here depends on which engine it is, but
     for the names of some attributes of its requests.
+
+    Attributes:
+        estimator_failed: whether it raised or gave nonsense, so that what it has learned is suspect.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Ledger:
         self._read_hints = hints
         self._records: dict[str, Record] = {}
         self._to_check: Iterator[Any] = iter(())
+        self.estimator_failed = False
         self.ignored_hints = 0
         self.re_estimates = 0
         self.preemptions = 0
@@ -130,17 +136,25 @@ class Ledger:
             self.re_estimates += 1
         left = record.first
         if produced and _generates(request):
-            left = self.estimator.remaining(record.facts, record.first, produced)
+            left = self._ask(self.estimator.remaining, record.facts, record.first, produced)
             record.horizon = produced + left.mean
         return self._job(request, record, left, record.facts.arrival)
 
     def _estimate(self, request: Any, facts: RequestFacts) -> Estimate:
         if not _generates(request):
             return Estimate(1.0, 1.0, 1.0)
-        estimate = self.estimator.estimate(facts)
+        estimate = self._ask(self.estimator.estimate, facts)
         if not (math.isfinite(estimate.mean) and math.isfinite(estimate.p90)):
+            self.estimator_failed = True
             raise ValueError(f"the estimator {self.estimator.name!r} gave {estimate}")
         return estimate
+
+    def _ask(self, method: Callable[..., _Answer], *arguments: Any) -> _Answer:
+        try:
+            return method(*arguments)
+        except Exception:
+            self.estimator_failed = True
+            raise
 
     def _job(self, request: Any, record: Record, left: Estimate, arrival: float) -> Job:
         hints = record.hints
@@ -175,7 +189,7 @@ class Ledger:
             if record is None or request.num_output_tokens <= record.horizon or not _generates(request):
                 continue
             produced = request.num_output_tokens
-            left = self.estimator.remaining(record.facts, record.first, produced).mean
+            left = self._ask(self.estimator.remaining, record.facts, record.first, produced).mean
             record.horizon = produced + max(left, _PATIENCE * produced)
             self.re_estimates += 1
 
@@ -194,7 +208,7 @@ class Ledger:
         if end is End.ABORTED and _generates(request) and request.sampling_params.stop:
             end = End.STOPPED
         if end is not None and produced and _generates(request):
-            self.estimator.observe(record.facts, record.first, produced, end)
+            self._ask(self.estimator.observe, record.facts, record.first, produced, end)
         cost = self.cost.shared(request.num_prompt_tokens, produced) if produced else 0.0
         return Closed(record, end, cost)
 

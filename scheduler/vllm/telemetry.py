@@ -18,6 +18,7 @@ from quietcore.scheduler.page import (
     ProcessIdentity,
     StepTimes,
     engine_page_name,
+    remove_abandoned_pages,
 )
 
 PERIOD_S = 0.2
@@ -65,6 +66,7 @@ class Telemetry:
         self._writer: EnginePageWriter | None = None
         if page_dir != OFF:
             folder = Path(page_dir) if page_dir else default_page_dir()
+            remove_abandoned_pages(folder)
             self._writer = EnginePageWriter(folder / engine_page_name(ProcessIdentity.own()))
             if self._writer.error:
                 warn(self._writer.error)
@@ -76,7 +78,7 @@ class Telemetry:
             self.seconds.add(*seconds)
 
     def deadline(self, end: End | None, in_time: bool) -> None:
-        """A request with a deadline has ended; one that was aborted before it has neither met nor missed it."""
+        """A request with a deadline has ended; one aborted before it has neither met nor missed it."""
         if end is None:
             return
         if not in_time:

@@ -126,6 +126,20 @@ def test_a_queue_that_breaks_loses_nobody(found: dict[str, Any]) -> None:
     assert in_vllms_order(run["warnings"])
 
 
+@pytest.mark.parametrize(("where", "left"), [("queue", ["state"]), ("observe", [])])
+def test_after_a_failure_the_page_stays_fresh_and_only_sound_state_stays(
+    found: dict[str, Any], where: str, left: list[str]
+) -> None:
+    run = found[f"after broken {where}"]
+    assert run["finished"] == 9
+    assert in_vllms_order(run["warnings"])
+    assert run["degraded"] == [True, True, True]
+    assert run["writes"] == 3
+    assert all(set(waiting) == {"standard"} and waiting["standard"] > 3 for waiting in run["waiting"])
+    assert run["left"] == left
+    assert run["closed"]
+
+
 def test_a_model_that_cannot_be_built_leaves_vllm_as_it_is(found: dict[str, Any]) -> None:
     run = found["no estimator"]
     assert run["finished"] == 20

@@ -23,7 +23,6 @@ from quietcore.scheduler.page import (
     EngineStats,
     ProcessIdentity,
     StepTimes,
-    engine_page_name,
     read_engine_page,
 )
 from quietcore.scheduler.page.engine import BODY_SIZE, PAGE_SIZE
@@ -369,27 +368,3 @@ def test_a_writer_killed_at_any_moment_never_misleads(tmp_path: Path) -> None:
         found = read_engine_page(path)
         assert found is None or dict(found.waiting) == {"a": found.revision, "b": found.revision}
     assert whole > 100
-
-
-def test_identities_tell_processes_apart() -> None:
-    own = ProcessIdentity.own()
-    assert own.pid == os.getpid()
-    assert own.pid_ns > 0
-    assert own.start_ticks > 0
-    assert ProcessIdentity.of(os.getpid()) == own
-    parent = ProcessIdentity.of(os.getppid())
-    assert parent is not None
-    assert parent != own
-    assert ProcessIdentity.of(2**22 + 1) is None
-    assert engine_page_name(own) != engine_page_name(parent)
-
-
-def test_a_name_full_of_brackets_hides_nothing(tmp_path: Path) -> None:
-    process = tmp_path / "77"
-    (process / "ns").mkdir(parents=True)
-    (process / "ns" / "pid").write_text("")
-    (process / "stat").write_text("77 (a) b (c) S " + " ".join(str(i) for i in range(1, 40)))
-    (process / "status").write_text("Name:\ta\nNSpid:\t77\t5\n")
-    found = ProcessIdentity.of(77, proc=str(tmp_path))
-    assert found is not None
-    assert found[1:] == (5, 19)

@@ -277,6 +277,8 @@ def main() -> None:
         "broken estimate": lambda: survival.broken("estimate"),
         "broken observe": lambda: survival.broken("observe"),
         "broken queue": survival.broken_queue,
+        "after broken queue": lambda: survival.after_failure("queue"),
+        "after broken observe": lambda: survival.after_failure("observe"),
         "damaged state": survival.damaged_state,
         "no estimator": survival.no_estimator,
         "unwritable page": survival.unwritable_page,
