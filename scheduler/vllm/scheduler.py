@@ -56,7 +56,7 @@ class _Drift:
 
     def _start(self, engine: Any, settings: Settings) -> Control:
         model = engine.vllm_config.model_config
-        self._facts_reader = FactsReader(settings, model, self._now)
+        self._facts_reader = FactsReader(settings, model, self._now, logger.warning)
         state = StateFile(settings, engine.vllm_config.parallel_config, logger.warning)
         estimator = self._estimator = self._make_estimator(settings)
         state.restore(estimator)
@@ -163,15 +163,16 @@ class _Drift:
 
     def _remember(self, control: Control) -> None:
         if self._state is not None:
-            self._state.save_at_times(control.estimator, idle=not self.running)  # type: ignore[attr-defined]
+            busy = self.running or any(self._queues)  # type: ignore[attr-defined]
+            self._state.save_at_times(control.estimator, idle=not busy)
 
     def _stop(self) -> None:
         """Saves what was learned and leaves nothing behind, whatever has failed before."""
         built, self._built = self._built, None
         estimator, self._estimator = self._estimator, None
         suspect = built is not None and built.ledger.estimator_failed
-        if self._state is not None and not suspect:
-            self._state.save(estimator)
+        if self._state is not None:
+            self._state.save(None if suspect else estimator)
         for stop in (getattr(built, "close", None), getattr(estimator, "close", None)):
             try:
                 if stop is not None:

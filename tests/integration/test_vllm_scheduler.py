@@ -76,6 +76,11 @@ def test_who_leaves_before_his_deadline_has_not_met_it(found: dict[str, Any]) ->
     assert found["deadlines"] == [2, 1]
 
 
+def test_an_engine_with_a_queue_is_not_idle(found: dict[str, Any]) -> None:
+    told = found["idle times"]
+    assert told == [False] * (len(told) - 1) + [True]
+
+
 def test_the_victim_is_the_one_with_the_least_computed(found: dict[str, Any]) -> None:
     assert found["victims"] == {"preempted": ["small"], "finished": 2}
 

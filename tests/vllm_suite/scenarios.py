@@ -91,6 +91,17 @@ def deadlines() -> Any:
     return [telemetry.deadlines_met, telemetry.deadlines_missed]
 
 
+def idle_times() -> Any:
+    """Whether the state may be saved without delaying anybody, as told after each step."""
+    engine = make(estimator=Oracle(), slots=1)
+    for number in range(3):
+        engine.add(str(number), 4)
+    told: list[bool] = []
+    engine.scheduler._state.save_at_times = lambda estimator, idle: told.append(idle)
+    engine.drain()
+    return told
+
+
 def victims_have_the_least_computed() -> Any:
     """Two requests outgrow the memory; the one that was there first has computed less."""
     engine = make(estimator=Oracle(), slots=2, kv_tokens=448, step_tokens=512, bounded=False)
@@ -268,6 +279,7 @@ def main() -> None:
         "nonsense hints": nonsense_hints,
         "ends": every_end_is_learnt_as_what_it_is,
         "deadlines": deadlines,
+        "idle times": idle_times,
         "victims": victims_have_the_least_computed,
         "slots kept": lambda: slots(False),
         "slots freed": lambda: slots(True),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.vllm_suite.engine import Engine
@@ -61,8 +62,8 @@ class Remembering(Oracle):
         if path.read_text("utf-8") != "sound":
             raise ValueError("no state of an estimator")
 
-    def save(self, path: Path) -> None:
-        path.write_text("sound", "utf-8")
+    def snapshot(self) -> Any:
+        return SimpleNamespace(write=lambda path: path.write_text("sound", "utf-8"))
 
 
 def damaged_state() -> Any:
