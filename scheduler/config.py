@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quietcore.scheduler.policy import NAMES, STANDARD, TIER_WEIGHTS, Patience, Policy, build
+from quietcore.scheduler import drift
+from quietcore.scheduler.policy import NAMES, STANDARD, TIER_WEIGHTS, Patience, Policy, build, tier_name
 
 SECTION = "quietcore"
 PREFIX = "QUIETCORE_"
@@ -36,11 +37,14 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
-def _policy(value: Any) -> str:
-    name = _text(value).lower()
-    if name not in (*NAMES, OFF):
-        raise ValueError(f"not one of {', '.join((*NAMES, OFF))}")
-    return name
+def _one_of(*names: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        name = _text(value).lower()
+        if name not in names:
+            raise ValueError(f"not one of {', '.join(names)}")
+        return name
+
+    return parse
 
 
 def _flag(value: Any) -> bool:
@@ -80,7 +84,14 @@ def _weights(value: Any) -> Mapping[str, float]:
     if not isinstance(value, Mapping) or not value:
         raise ValueError("not a mapping of tiers to weights")
     weight = _number(1e-6, 1e6)
-    parsed = {_text(tier)[:16]: weight(each) for tier, each in value.items()}
+    parsed: dict[str, float] = {}
+    for given, each in value.items():
+        tier = tier_name(_text(given))
+        if not tier:
+            raise ValueError("a tier without a name")
+        if tier in parsed:
+            raise ValueError(f"two tiers that are both {tier!r}, as capitals and odd letters do not count")
+        parsed[tier] = weight(each)
     if STANDARD not in parsed:
         raise ValueError(f"without the tier {STANDARD!r}, which requests have that name none")
     return parsed
@@ -98,15 +109,15 @@ class Settings:
         bounded: whether there is such a bound.
         fair_tenants: whether tenants get equal shares.
         preempt_slots: whether a running request of a lower tier gives its slot to a waiting one of a higher.
-        tiers: weights by name.
+        tiers: weights by name, see `tier_name`.
         page_dir: folder of the engine page; ``off`` for none, empty for the user's own.
         state: file in which the estimator outlives a restart of the engine; none if empty.
         prompt_head, prompt_tail: tokens of a prompt that are decoded for the estimator.
         seed: of what little chance there is in the estimator.
     """
 
-    policy: str = _setting("drift", _policy)
-    estimator: str = _setting("drift", _text)
+    policy: str = _setting("drift", _one_of(*NAMES, OFF))
+    estimator: str = _setting("drift", _one_of(*drift.NAMES))
     aging: float | None = _setting(None, _number(0.0, 1e6))
     stretch: float = _setting(_PATIENCE.stretch, _number(1.0, 1e6))
     usual_wait: float = _setting(_PATIENCE.usual, _number(0.0, 1.0))

@@ -12,6 +12,7 @@ FIFO, Priority, Weighted, SJF and Aging are the five of DriftSched (arXiv 2606.0
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,6 +22,18 @@ Rank = tuple[float, ...]
 STANDARD = "standard"
 # DriftSched's tier weights. A tier that isn't listed counts as standard.
 TIER_WEIGHTS: Mapping[str, float] = MappingProxyType({"premium": 50.0, STANDARD: 30.0, "batch": 20.0})
+
+_TIER_LETTERS = 16  # as the engine page has room for
+_ODD = re.compile(r"[^a-z0-9_.:-]")
+
+
+def tier_name(given: str) -> str:
+    """A tier's name as it is compared, counted and shown, whoever wrote it: operator or client.
+
+    Lower-cased, at most 16 letters, digits and ``_.:-``; anything else becomes ``_``.
+    """
+    return _ODD.sub("_", given.strip().lower())[:_TIER_LETTERS]
+
 
 NAMES = ("fifo", "priority", "weighted", "sjf", "aging", "drift")
 

@@ -22,7 +22,7 @@ from quietcore.scheduler.bench.streams import RecordedRequest, Stream, read
 
 Arrivals = Literal["poisson", "bursty", "burst", "trace"]
 HINTS = ("tenant", "category", "qos", "priority", "deadline", "request")
-PRIORITIES = {"premium": 0, "standard": 1, "batch": 2}
+PRIORITIES = {"premium": -1, "standard": 0, "batch": 1}  # as the plug-in reads a priority without a tier
 SATURATED_SHARE = 0.7  # of a calibrating burst's requests: until so many have finished all slots are full
 
 
@@ -41,10 +41,10 @@ class ServeOptions:
         rate: requests a second, instead of load and capacity.
         max_tokens: cap on each answer, the same for all.
         prompt_chars: prompts are cut there; 0 leaves them whole.
-        hints: which of ``HINTS`` are sent; ``request`` names each by its number in the stream, for what in
-            the engine wants to tell them apart.
-        tiers: the share of requests in each tier (``qos``), drawn with ``seed``; if empty the report goes by
-            tenant and no ``qos`` is known.
+        hints: which of ``HINTS`` are sent, none if empty; ``request`` names each by its number in the stream,
+            for what in the engine wants to tell them apart. With any, ``tiers`` are told as ``qos`` unless
+            ``priority`` tells them, and ``deadline_ms`` as ``deadline``.
+        tiers: the share of requests in each tier, drawn with ``seed``; if empty the report goes by tenant.
         deadline_ms: by tier, milliseconds from arrival to the last token.
         timeout_s: of one request, from its sending to its end.
         extra_body: fields added to each request.
@@ -106,11 +106,26 @@ def check(options: ServeOptions) -> None:
         options.tiers and sum(options.tiers.values()) <= 0
     ):
         raise InputError("the shares of the tiers must be positive")
+    undrawn = [tier for tier in options.deadline_ms if not options.tiers.get(tier)]
+    if undrawn:
+        raise InputError(f"a deadline for a tier that no request is in: {', '.join(sorted(undrawn))}")
+    if not all(0 < deadline < math.inf for deadline in options.deadline_ms.values()):
+        raise InputError("deadlines must be positive numbers")
     numbers = (options.load, options.rate, options.capacity, options.timeout_s)
     if not all(math.isfinite(number) and number >= 0 for number in numbers) or options.load == 0:
         raise InputError("load, rate, capacity and timeout must be positive numbers")
     if options.max_tokens < 1:
         raise InputError("max_tokens must be at least 1")
+
+
+def told(options: ServeOptions) -> set[str]:
+    """Which of ``HINTS`` are sent: those named, and with any of them what tiers and deadlines imply."""
+    names = set(options.hints)
+    if names and options.tiers and "priority" not in names:
+        names.add("qos")
+    if names and options.deadline_ms:
+        names.add("deadline")
+    return names
 
 
 def plan(options: ServeOptions, stream: Stream, rate: float) -> list[Query]:
@@ -155,20 +170,21 @@ def _query(options: ServeOptions, request: RecordedRequest, tier: str, time: flo
         raise InputError(f"{options.stream} has no prompts: a live server needs a stream, not a trace")
     prompt = facts.prompt[: options.prompt_chars] if options.prompt_chars else facts.prompt
     deadline_ms = options.deadline_ms.get(tier)
+    hints = told(options)
     xargs: dict[str, Any] = {}
-    if "tenant" in options.hints and facts.tenant:
+    if "tenant" in hints and facts.tenant:
         xargs["tenant"] = facts.tenant
-    if "category" in options.hints and facts.category:
+    if "category" in hints and facts.category:
         xargs["category"] = facts.category
-    if "request" in options.hints:
+    if "request" in hints:
         xargs["request"] = facts.key
-    if "qos" in options.hints and tier:
+    if "qos" in hints and tier:
         xargs["qos"] = tier
-    if "deadline" in options.hints and deadline_ms is not None:
+    if "deadline" in hints and deadline_ms is not None:
         xargs["deadline_ms"] = deadline_ms
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": options.max_tokens, "temperature": 0.0}
-    if "priority" in options.hints and tier:
-        body["priority"] = PRIORITIES.get(tier, len(PRIORITIES))
+    if "priority" in hints and tier:
+        body["priority"] = PRIORITIES.get(tier, max(PRIORITIES.values()))
     extra = dict(options.extra_body)
     xargs |= extra.pop("vllm_xargs", {})
     if xargs:

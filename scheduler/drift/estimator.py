@@ -121,16 +121,12 @@ class DriftEstimator:
         except Exception as error:
             self._fail(error)
 
-    def save(self, path: Path) -> None:
-        """Writes what was learned, for `load` after a restart of the engine.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        state.save(path, self._memory, FEATURES)
+    def snapshot(self) -> state.Snapshot:
+        """What was learned until now, to be written for `load` after a restart of the engine."""
+        return state.Snapshot(self._memory, FEATURES)
 
     def load(self, path: Path) -> None:
-        """Takes up what `save` wrote; where that fails, nothing has changed.
+        """Takes up what a snapshot wrote; where that fails, nothing has changed.
 
         Raises:
             OSError: it cannot be read.

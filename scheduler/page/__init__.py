@@ -13,6 +13,7 @@ from quietcore.scheduler.page.engine import (
     StepTimes,
     engine_page_name,
     read_engine_page,
+    remove_abandoned_pages,
 )
 from quietcore.scheduler.page.identity import ProcessIdentity
 
@@ -25,4 +26,5 @@ __all__ = [
     "StepTimes",
     "engine_page_name",
     "read_engine_page",
+    "remove_abandoned_pages",
 ]

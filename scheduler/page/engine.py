@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import re
+import stat
 import struct
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -28,7 +29,7 @@ _DEGRADED = 1
 # identity; time; running, slots, tiers, flags | name and depth a tier | ints | floats: in this order
 _FIXED = struct.Struct("<QQQ Q 4I")
 _TIER = struct.Struct(f"<{NAME_BYTES}sQ")
-_INTS, _FLOATS = 11, 18
+_INTS, _FLOATS = 12, 18
 _NUMBERS = struct.Struct(f"<{_INTS}Q{_FLOATS}d")
 _TIERS_SIZE = MAX_TIERS * _TIER.size
 BODY_SIZE = _FIXED.size + _TIERS_SIZE + _NUMBERS.size
@@ -37,6 +38,8 @@ PAGE_SIZE = HEADER_SIZE + record_size(BODY_SIZE)
 _MAX_INT = 2**53
 _MAX_FLOAT = 1e15
 _NAME = re.compile(rf"[A-Za-z0-9_.:-]{{1,{NAME_BYTES}}}")
+# also one that was not yet put in its place
+_PAGE_NAME = re.compile(r"\.?engine-(\d{1,20})-(\d{1,20})-(\d{1,20})\.page(\.\d{1,20})?")
 _FUTURE_NS = 1_000_000_000
 
 
@@ -81,12 +84,14 @@ class EngineStats:
     """The content of an engine page.
 
     Attributes:
-        waiting: requests in the queue by tier; past six tiers the rest is ``other``.
+        waiting: requests in the queue by tier; past six tiers the rest is ``other``, and tiers whose names
+            are alike when made plain are one.
         running: requests that hold a slot, of ``slots``.
         steps: the step-time model.
         tokens, seconds: predicted against actual output tokens, and seconds of engine time.
         decisions: what was decided, counted.
         re_estimates: requests whose estimate was corrected while they ran or waited.
+        ignored_hints: hints of clients that made no sense.
         slowdown_host, slowdown_device: the correction applied to step times now, 1 if none.
         revision: how often costs changed enough to rank the queue anew.
         degraded: whether something of ours failed and the engine serves in its own order.
@@ -105,6 +110,7 @@ class EngineStats:
     slowdown_host: float = 1.0
     slowdown_device: float = 1.0
     revision: int = 0
+    ignored_hints: int = 0
     degraded: bool = False
     identity: ProcessIdentity = _NOBODY
     monotonic_ns: int = 0
@@ -114,6 +120,19 @@ class EngineStats:
 def engine_page_name(identity: ProcessIdentity) -> str:
     """The file name of a process's page; no two engines of a host share one."""
     return f"engine-{identity.pid_ns}-{identity.pid}-{identity.start_ticks}.page"
+
+
+def remove_abandoned_pages(folder: Path) -> None:
+    """Remove this user's pages whose writers have ended without doing so, as killed ones; never raises."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            name = _PAGE_NAME.fullmatch(entry.name)
+            if name is None or not ProcessIdentity(*map(int, name.groups()[:3])).is_gone():
+                continue
+            with contextlib.suppress(OSError):
+                about = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid():
+                    os.unlink(entry.path)
 
 
 class EnginePageWriter:
@@ -218,7 +237,7 @@ def _pack(stats: EngineStats, identity: ProcessIdentity, now_ns: int) -> bytes:
             _NUMBERS.pack(
                 *(steps.steps, tokens.requests, seconds.requests),
                 *decisions,
-                *(stats.re_estimates, stats.revision),
+                *(stats.re_estimates, stats.revision, stats.ignored_hints),
                 *floats,
             ),
         )
@@ -226,12 +245,19 @@ def _pack(stats: EngineStats, identity: ProcessIdentity, now_ns: int) -> bytes:
 
 
 def _tiers(waiting: Mapping[str, int]) -> list[bytes]:
-    if len(waiting) <= MAX_TIERS:
-        return [_TIER.pack(_name(name), depth) for name, depth in waiting.items()]
-    items = list(waiting.items())
-    kept = items[: MAX_TIERS - 1]
-    rest = sum(depth for _, depth in items[MAX_TIERS - 1 :])
-    return [_TIER.pack(_name(name), depth) for name, depth in (*kept, (OTHER, rest))]
+    plain: dict[bytes, int] = {}
+    for name, depth in waiting.items():
+        _add(plain, _name(name), depth)
+    if len(plain) > MAX_TIERS:
+        items = list(plain.items())
+        plain = dict(items[: MAX_TIERS - 1])
+        _add(plain, OTHER.encode(), sum(depth for _, depth in items[MAX_TIERS - 1 :]))
+    return [_TIER.pack(name, depth) for name, depth in plain.items()]
+
+
+def _add(depths: dict[bytes, int], name: bytes, depth: int) -> None:
+    """No name twice: a page with one is not to be trusted."""
+    depths[name] = depths.get(name, 0) + depth
 
 
 def _name(name: str) -> bytes:
@@ -260,6 +286,7 @@ def _unpack(body: bytes) -> EngineStats | None:
         decisions=Decisions(*ints[3:9]),
         re_estimates=ints[9],
         revision=ints[10],
+        ignored_hints=ints[11],
         slowdown_host=floats[16],
         slowdown_device=floats[17],
         degraded=bool(flags & _DEGRADED),

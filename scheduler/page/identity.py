@@ -34,3 +34,17 @@ class ProcessIdentity(NamedTuple):
             return cls(namespace, int(inner), int(fields[19]))
         except (OSError, ValueError, IndexError):
             return None
+
+    def is_gone(self) -> bool:
+        """Whether the process has surely ended; of one in another pid namespace nobody here can tell."""
+        own = self.own()
+        if self.pid_ns != own.pid_ns or not own.pid_ns or self.pid <= 0:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            return False  # it is there, and another user's
+        found = self.of(self.pid)
+        return found is not None and found != self

@@ -11,7 +11,7 @@ from typing import Any
 from quietcore.scheduler.config import Settings
 from quietcore.scheduler.cost import CostModel, StepShape
 from quietcore.scheduler.estimate import Estimator, RequestFacts
-from quietcore.scheduler.policy import Job
+from quietcore.scheduler.policy import STANDARD, Job
 from quietcore.scheduler.queue import Entry, JobQueue
 from quietcore.scheduler.vllm import hints
 from quietcore.scheduler.vllm.ledger import Ledger, Record
@@ -51,13 +51,14 @@ class Control:
         self.estimator = estimator
         self.cost = cost
         self.ledger = Ledger(estimator, cost, facts, self._hints, cached)
-        self.telemetry = Telemetry(settings.page_dir, slots, warn)
         self.clock = StepClock()
         self.queues: list[DriftQueue] = []
         self._now = now
         self._state = self._model_state()
         self._rerank_after = 0.0
         self._steps = 0
+        # Last, as it makes a file, which nobody would remove if something here failed after it.
+        self.telemetry = Telemetry(settings.page_dir, slots, warn)
 
     def make_queue(self, failed: Callable[[Exception], None]) -> DriftQueue:
         queue = DriftQueue(JobQueue(self.policy, self._now()), self.ledger, failed)
@@ -176,11 +177,8 @@ class Control:
         self._account(record, cost)
         produced = request.num_output_tokens
         self.telemetry.ended(end, (record.first.mean, produced), (record.cost, cost))
-        if entry is not None and entry.job.deadline < math.inf and end is not None:
-            if self._now() <= entry.job.deadline:
-                self.telemetry.deadlines_met += 1
-            else:
-                self.telemetry.deadlines_missed += 1
+        if entry is not None and entry.job.deadline < math.inf:
+            self.telemetry.deadline(end, self._now() <= entry.job.deadline)
 
     def _account(self, record: Record, cost: float) -> None:
         """What a request that runs or has run is known to cost: its tenant's turn comes by that."""
@@ -195,11 +193,20 @@ class Control:
         for queue in self.queues:
             if queue.jobs is not None:
                 promoted += queue.jobs.promoted
-                for tier, count in queue.jobs.count_by_tier().items():
-                    waiting[tier] = waiting.get(tier, 0) + count
-        self.telemetry.promoted = promoted
+            # In vLLM's order there are no tiers.
+            depths = {STANDARD: len(queue)} if queue.jobs is None else queue.jobs.count_by_tier()
+            for tier, count in depths.items():
+                waiting[tier] = waiting.get(tier, 0) + count
+        self.telemetry.promoted = max(promoted, self.telemetry.promoted)
         self.telemetry.preempted_forced = max(self.ledger.preemptions - self.telemetry.preempted_voluntary, 0)
-        self.telemetry.publish(waiting, len(scheduler.running), self.cost, self.ledger.re_estimates, degraded)
+        self.telemetry.publish(
+            waiting,
+            len(scheduler.running),
+            self.cost,
+            re_estimates=self.ledger.re_estimates,
+            ignored_hints=self.ledger.ignored_hints,
+            degraded=degraded,
+        )
 
     def abandon(self, scheduler: Any, error: Exception) -> None:
         """Something has failed: the queues go over to vLLM's order, and the page says so. Never raises."""
@@ -208,9 +215,14 @@ class Control:
         with contextlib.suppress(Exception):
             self.publish(scheduler, degraded=True)
 
+    def after_failure(self, scheduler: Any) -> None:
+        """After each step from then on: the page stays fresh, so that nobody takes the engine for gone. Never
+        raises.
+        """
+        with contextlib.suppress(Exception):
+            if self.telemetry.due():
+                self.publish(scheduler, degraded=True)
+
     def close(self) -> None:
         """The engine stops."""
         self.telemetry.close()
-        close = getattr(self.estimator, "close", None)
-        if close is not None:
-            close()

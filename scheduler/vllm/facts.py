@@ -17,16 +17,20 @@ _SAMPLING = ("temperature", "top_p", "n")
 
 
 class FactsReader:
-    """Reads `vllm.v1.request.Request`; ``now`` is the clock that the queue goes by."""
+    """Reads `vllm.v1.request.Request`; ``now`` is the clock that the queue goes by, ``warn`` takes lines for
+    the log.
+    """
 
-    def __init__(self, settings: Settings, model_config: Any, now: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: Settings, model_config: Any, now: Callable[[], float], warn: Callable[[str], None]
+    ) -> None:
         self._now = now
         self._offset = 0.0
         self._tiers = settings.tiers
         self.decoder = PromptDecoder(settings.prompt_head, settings.prompt_tail)
         if not getattr(model_config, "skip_tokenizer_init", False):
             name = getattr(model_config, "tokenizer", None) or ""
-            self.decoder.load_from(name, getattr(model_config, "tokenizer_revision", None))
+            self.decoder.load_from(name, getattr(model_config, "tokenizer_revision", None), warn)
 
     def read(self, request: Any) -> RequestFacts:
         sampling = request.sampling_params

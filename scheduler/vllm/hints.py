@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quietcore.scheduler.policy import STANDARD
+from quietcore.scheduler.policy import STANDARD, tier_name
 
 MAX_NAME = 64
 MAX_DEADLINE_S = 7 * 86400.0
@@ -56,7 +56,7 @@ def parse(priority: object, extra_args: object, tiers: Collection[str]) -> Hints
         value = given.get(name)
         names[name] = _name(value)
         ignored += value is not None and not names[name]
-    tier = _name(given.get("qos")).lower()
+    tier = tier_name(_name(given.get("qos")))
     if tier not in tiers:
         ignored += given.get("qos") is not None
         implied = "premium" if rank < 0 else "batch" if rank > 0 else STANDARD

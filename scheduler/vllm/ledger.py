@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from quietcore.scheduler.cost import CostModel
 from quietcore.scheduler.estimate import End, Estimate, Estimator, RequestFacts
 from quietcore.scheduler.policy import Job
 from quietcore.scheduler.queue import Entry
 from quietcore.scheduler.vllm.hints import Hints
+
+_Answer = TypeVar("_Answer")
 
 # Looked at in a step, of the running requests: whether they are past what was predicted.
 _CHECKS = 2
@@ -81,6 +83,9 @@ class Ledger:
     ``facts`` and ``hints`` read a request of the engine, ``cached`` tells how many of its first tokens need
     no computing; nothing else here depends on which engine it is, but for the names of some attributes of its
     requests.
+
+    Attributes:
+        estimator_failed: whether it raised or gave nonsense, so that what it has learned is suspect.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Ledger:
         self._read_cached = cached
         self._records: dict[str, Record] = {}
         self._to_check: Iterator[Any] = iter(())
+        self.estimator_failed = False
         self.ignored_hints = 0
         self.re_estimates = 0
         self.preemptions = 0
@@ -146,8 +152,9 @@ class Ledger:
             return Estimate(1.0, 1.0, 1.0)
         if facts.fixed:
             return Estimate(*[float(facts.max_tokens)] * 3)
-        estimate = self.estimator.estimate(facts).at_least(facts.least)
+        estimate = self._ask(self.estimator.estimate, facts).at_least(facts.least)
         if not (math.isfinite(estimate.mean) and math.isfinite(estimate.p90)):
+            self.estimator_failed = True
             raise ValueError(f"the estimator {self.estimator.name!r} gave {estimate}")
         return estimate
 
@@ -155,7 +162,15 @@ class Ledger:
         facts = record.facts
         if facts.fixed:
             return Estimate(*[float(max(facts.max_tokens - produced, 1))] * 3)
-        return self.estimator.remaining(facts, record.first, produced).at_least(facts.least - produced)
+        left = self._ask(self.estimator.remaining, facts, record.first, produced)
+        return left.at_least(facts.least - produced)
+
+    def _ask(self, method: Callable[..., _Answer], *arguments: Any) -> _Answer:
+        try:
+            return method(*arguments)
+        except Exception:
+            self.estimator_failed = True
+            raise
 
     def _job(self, request: Any, record: Record, left: Estimate, arrival: float) -> Job:
         hints = record.hints
@@ -222,7 +237,7 @@ class Ledger:
         if _generates(request) and not record.facts.fixed:
             # of one that broke off by an error nothing is learned
             learned = produced if end is not None else 0
-            self.estimator.observe(record.facts, record.first, learned, end or End.ABORTED)
+            self._ask(self.estimator.observe, record.facts, record.first, learned, end or End.ABORTED)
         cost = self._whole_cost(request, record, produced) if produced else 0.0
         return Closed(record, end, cost)
 

@@ -32,10 +32,13 @@ logger = logging.getLogger("vllm.quietcore")
 class _Drift:
     """Mixed into a scheduler of vLLM, before it. The methods with one underscore are seams for benchmarks.
 
-    ``_control`` is None where the plug-in is off, or has failed.
+    ``_control`` is None where the plug-in is off, or has failed; ``_built`` is there until the engine stops.
     """
 
     _control: Control | None = None
+    _built: Control | None = None
+    _estimator: Estimator | None = None
+    _state: StateFile | None = None
     _queues: tuple[DriftQueue, ...] = ()
     _has_failed = False
 
@@ -54,11 +57,12 @@ class _Drift:
 
     def _start(self, engine: Any, settings: Settings) -> Control:
         model = engine.vllm_config.model_config
-        self._facts_reader = FactsReader(settings, model, self._now)
-        self._state = StateFile(settings, engine.vllm_config.parallel_config, logger.warning)
-        estimator = self._make_estimator(settings)
-        self._state.restore(estimator)
-        control = Control(
+        self._facts_reader = FactsReader(settings, model, self._now, logger.warning)
+        state = StateFile(settings, engine.vllm_config.parallel_config, logger.warning)
+        estimator = self._estimator = self._make_estimator(settings)
+        state.restore(estimator)
+        self._state = state
+        control = self._built = Control(
             settings,
             estimator,
             self._make_cost(settings),
@@ -121,6 +125,8 @@ class _Drift:
         outputs = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
         self._try(Control.after_update, self, scheduler_output)
         self._try(self._remember)
+        if self._control is None and self._built is not None:
+            self._built.after_failure(self)
         return outputs
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +134,7 @@ class _Drift:
         return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
     def shutdown(self, *args: Any, **kwargs: Any) -> Any:
-        self._try(self._stop)
+        self._stop()
         return super().shutdown(*args, **kwargs)  # type: ignore[misc]
 
     # --- ours ---
@@ -144,7 +150,7 @@ class _Drift:
 
     def _fail(self, error: Exception) -> None:
         """Serves in vLLM's order from now on."""
-        control, self._control = self._control, None
+        self._control = None
         if self._has_failed:
             return
         self._has_failed = True
@@ -154,15 +160,27 @@ class _Drift:
             error,
             exc_info=logger.isEnabledFor(logging.DEBUG),
         )
-        if control is not None:
-            control.abandon(self, error)
+        if self._built is not None:
+            self._built.abandon(self, error)
 
     def _remember(self, control: Control) -> None:
-        self._state.save_at_times(control.estimator, idle=not self.running)  # type: ignore[attr-defined]
+        if self._state is not None:
+            busy = self.running or any(self._queues)  # type: ignore[attr-defined]
+            self._state.save_at_times(control.estimator, idle=not busy)
 
-    def _stop(self, control: Control) -> None:
-        self._state.save(control.estimator)
-        control.close()
+    def _stop(self) -> None:
+        """Saves what was learned and leaves nothing behind, whatever has failed before."""
+        built, self._built = self._built, None
+        estimator, self._estimator = self._estimator, None
+        suspect = built is not None and built.ledger.estimator_failed
+        if self._state is not None:
+            self._state.save(None if suspect else estimator)
+        for stop in (getattr(built, "close", None), getattr(estimator, "close", None)):
+            try:
+                if stop is not None:
+                    stop()
+            except Exception as error:  # vLLM has more to stop
+                logger.warning("quietcore: at the engine's end: %s: %s", type(error).__name__, error)
 
 
 class DriftScheduler(_Drift, AsyncScheduler):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from quietcore.scheduler.page import (
     ProcessIdentity,
     StepTimes,
     engine_page_name,
+    remove_abandoned_pages,
 )
 
 PERIOD_S = 0.2
@@ -65,6 +66,7 @@ class Telemetry:
         self._writer: EnginePageWriter | None = None
         if page_dir != OFF:
             folder = Path(page_dir) if page_dir else default_page_dir()
+            remove_abandoned_pages(folder)
             self._writer = EnginePageWriter(folder / engine_page_name(ProcessIdentity.own()))
             if self._writer.error:
                 warn(self._writer.error)
@@ -75,12 +77,28 @@ class Telemetry:
             self.tokens.add(*tokens)
             self.seconds.add(*seconds)
 
+    def deadline(self, end: End | None, in_time: bool) -> None:
+        """A request with a deadline has ended; one aborted before it has neither met nor missed it."""
+        if end is None:
+            return
+        if not in_time:
+            self.deadlines_missed += 1
+        elif end is not End.ABORTED:
+            self.deadlines_met += 1
+
     def due(self) -> bool:
         """Whether it is time for `publish`."""
         return self._writer is not None and monotonic() >= self._next
 
     def publish(
-        self, waiting: Mapping[str, int], running: int, cost: CostModel, re_estimates: int, degraded: bool
+        self,
+        waiting: Mapping[str, int],
+        running: int,
+        cost: CostModel,
+        *,
+        re_estimates: int,
+        ignored_hints: int,
+        degraded: bool,
     ) -> None:
         """Writes the page."""
         self._next = monotonic() + PERIOD_S
@@ -107,6 +125,7 @@ class Telemetry:
                 slowdown_host=slowdown.host,
                 slowdown_device=slowdown.device,
                 revision=cost.revision,
+                ignored_hints=ignored_hints,
                 degraded=degraded,
             )
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Decode = Callable[[Sequence[int]], str]
+_LONGEST_REASON = 200  # letters; transformers explains itself at length
 
 
 class PromptDecoder:
@@ -23,17 +24,19 @@ class PromptDecoder:
         self._decode: Decode | None = None
         self.error = ""
 
-    def load_from(self, name: str, revision: str | None) -> None:
-        """Loads the tokenizer of that name or folder, in a thread."""
+    def load_from(self, name: str, revision: str | None, warn: Callable[[str], None]) -> None:
+        """Loads the tokenizer of that name or folder, in a thread; ``warn`` is told a line if that fails."""
         if name and self._head + self._tail:
-            arguments = (name, revision)
+            arguments = (name, revision, warn)
             threading.Thread(target=self._load, args=arguments, name="quietcore-text", daemon=True).start()
 
-    def _load(self, name: str, revision: str | None) -> None:
+    def _load(self, name: str, revision: str | None, warn: Callable[[str], None]) -> None:
         try:
             self.use(_load_tokenizer(name, revision))
         except Exception as error:  # whatever a tokenizer's loading may raise, ids do without it
             self.error = f"{type(error).__name__}: {error}"
+            reason = " ".join(self.error.split())[:_LONGEST_REASON]
+            warn(f"quietcore: no tokenizer ({reason}); estimates go by token ids instead of text")
 
     def use(self, decode: Decode) -> None:
         self._decode = decode

@@ -82,6 +82,15 @@ def test_lengths_that_only_the_cap_ends_are_known(found: dict[str, Any]) -> None
     assert found["fixed lengths"] == {"order": ["r5", "r30", "r80"], "asked": [], "seen": []}
 
 
+def test_who_leaves_before_his_deadline_has_not_met_it(found: dict[str, Any]) -> None:
+    assert found["deadlines"] == [2, 1]
+
+
+def test_an_engine_with_a_queue_is_not_idle(found: dict[str, Any]) -> None:
+    told = found["idle times"]
+    assert told == [False] * (len(told) - 1) + [True]
+
+
 def test_the_victim_is_the_one_with_the_least_computed(found: dict[str, Any]) -> None:
     assert found["victims"] == {"preempted": ["small"], "finished": 2}
 
@@ -112,6 +121,7 @@ def test_the_engine_page_tells_what_was_done(found: dict[str, Any]) -> None:
     page = found["page"]
     assert (page["waiting"], page["running"], page["admitted"]) == ({"batch": 3, "premium": 1}, 2, 6)
     assert page["tokens"] == [6, 42.0, 30.0, 12.0]
+    assert page["ignored"] == 6
     assert page["gone"]
 
 
@@ -129,6 +139,20 @@ def test_a_queue_that_breaks_loses_nobody(found: dict[str, Any]) -> None:
     assert run["finished"] == 6
     assert run["order"] == [f"r{number}" for number in range(6)]
     assert in_vllms_order(run["warnings"])
+
+
+@pytest.mark.parametrize(("where", "left"), [("queue", ["state"]), ("observe", [])])
+def test_after_a_failure_the_page_stays_fresh_and_only_sound_state_stays(
+    found: dict[str, Any], where: str, left: list[str]
+) -> None:
+    run = found[f"after broken {where}"]
+    assert run["finished"] == 9
+    assert in_vllms_order(run["warnings"])
+    assert run["degraded"] == [True, True, True]
+    assert run["writes"] == 3
+    assert all(set(waiting) == {"standard"} and waiting["standard"] > 3 for waiting in run["waiting"])
+    assert run["left"] == left
+    assert run["closed"]
 
 
 def test_a_model_that_cannot_be_built_leaves_vllm_as_it_is(found: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from quietcore.scheduler.config import Settings, load
+from quietcore.scheduler.vllm.hints import parse
 
 
 def test_nothing_given_is_drift_with_a_bound() -> None:
@@ -55,6 +56,11 @@ def test_the_policy_is_built_as_told() -> None:
         ("tiers", {"gold": 3}),
         ("tiers", {"standard": "heavy"}),
         ("tiers", []),
+        ("tiers", {"standard": 1, "Gold": 3, "gold": 4}),
+        ("tiers", {"standard": 1, "customers-of-the-east": 3, "customers-of-the-west": 4}),
+        ("tiers", {"standard": 1, " ": 3}),
+        ("estimator", "drfit"),
+        ("estimator", ["drift"]),
         ("prompt_head", -1),
         ("state", None),
     ],
@@ -75,3 +81,15 @@ def test_a_configuration_of_any_kind_is_survived(config: object) -> None:
 
 def test_an_unknown_setting_is_named() -> None:
     assert load({"quietcore": {"polcy": "off"}}, {}).problems == ("quietcore.polcy: no such setting",)
+
+
+def test_names_are_known_whatever_their_case() -> None:
+    settings = load({"quietcore": {"policy": "SJF", "estimator": " Median "}}, {})
+    assert (settings.policy, settings.estimator, settings.problems) == ("sjf", "median", ())
+
+
+def test_a_tier_is_found_by_the_name_it_was_set_up_with() -> None:
+    for name in ("Gold", "customers of the far east", "Größe", "x" * 100):
+        tiers = load({"quietcore": {"tiers": {"Standard": 1, name: 9}}}, {}).tiers
+        hints = parse(0, {"qos": name}, tiers)
+        assert (tiers[hints.tier], hints.ignored) == (9.0, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ def saved(tmp_path: Path) -> tuple[DriftEstimator, Path]:
     learned = build()
     play(learned, make_traffic(120))
     path = tmp_path / "state"
-    learned.save(path)
+    learned.snapshot().write(path)
     return learned, path
 
 
@@ -34,7 +36,7 @@ def saved(tmp_path: Path) -> tuple[DriftEstimator, Path]:
 def test_a_restart_forgets_nothing_that_estimates_rest_on(name: str, tmp_path: Path) -> None:
     learned, restarted = build(name), build(name)
     play(learned, make_traffic(120))
-    learned.save(tmp_path / "state")
+    learned.snapshot().write(tmp_path / "state")
     restarted.load(tmp_path / "state")
     probes = [facts for facts, _ in make_traffic(40, seed=9)]
     assert [restarted.estimate(facts) for facts in probes] == [learned.estimate(facts) for facts in probes]
@@ -126,3 +128,40 @@ def test_without_its_prior_the_model_still_serves(tmp_path: Path, caplog: pytest
 def test_the_shipped_prior_is_small_and_fits_this_version() -> None:
     assert prior.SHIPPED.stat().st_size < 1 << 20
     assert prior.load(prior.SHIPPED).table.any()
+
+
+def test_a_snapshot_is_of_its_moment_while_the_model_learns_on(
+    saved: tuple[DriftEstimator, Path], tmp_path: Path
+) -> None:
+    learned, path = saved
+    snapshot = learned.snapshot()
+    play(learned, make_traffic(120, seed=3))
+    snapshot.write(tmp_path / "later")
+    (meta, arrays), (later, later_arrays) = sealed.read(path), sealed.read(tmp_path / "later")
+    for newer in ("saved", "groups"):
+        del meta[newer], later[newer]
+    assert later == meta
+    assert later_arrays.keys() == arrays.keys()
+    assert all((later_arrays[name] == arrays[name]).all() for name in arrays)
+
+
+def test_meta_data_are_written_as_json_writes_them() -> None:
+    items = [[["a", 1], 0.5, math.inf], {"y": 1, "x": "ü"}]
+    meta = {"b": items, "a": {"d": 1, "c": [2]}, "c": [], "é": None}
+    whole = json.dumps(meta, sort_keys=True)
+    assert sealed._encode(meta) == whole
+    assert sealed._encode({**meta, "b": iter(items), "c": iter(())}) == whole
+
+
+def test_long_work_in_a_thread_rests_each_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, rests = [0.0], [0]
+
+    def rest(_: float) -> None:
+        rests[0] += 1
+
+    monkeypatch.setattr(sealed, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(sealed, "sleep", rest)
+    for number, item in enumerate(sealed.gently(range(100))):
+        assert item == number
+        clock[0] += 0.0001
+    assert 8 <= rests[0] <= 10

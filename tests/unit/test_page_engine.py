@@ -23,7 +23,6 @@ from quietcore.scheduler.page import (
     EngineStats,
     ProcessIdentity,
     StepTimes,
-    engine_page_name,
     read_engine_page,
 )
 from quietcore.scheduler.page.engine import BODY_SIZE, PAGE_SIZE
@@ -42,6 +41,7 @@ STATS = EngineStats(
     slowdown_host=1.4,
     slowdown_device=1.05,
     revision=5,
+    ignored_hints=21,
     degraded=True,
 )
 
@@ -86,7 +86,7 @@ def test_the_layout_is_the_documented_one(path: Path) -> None:
     assert struct.unpack_from("<4I", raw, 112) == (31, 32, 3, 1)
     assert struct.unpack_from("<16sQ", raw, 128) == (b"premium".ljust(16, b"\0"), 3)
     assert struct.unpack_from("<Q", raw, 128 + 6 * 24) == (123_456,)
-    assert struct.unpack_from("<d", raw, 128 + 6 * 24 + 11 * 8) == (8e-3,)
+    assert struct.unpack_from("<d", raw, 128 + 6 * 24 + 12 * 8) == (8e-3,)
     writer.close()
 
 
@@ -137,6 +137,29 @@ def test_odd_names_are_made_plain(path: Path) -> None:
     found = read_engine_page(path)
     assert found is not None
     assert dict(found.waiting) == {"a_b___": 1, "other": 2, "x" * 16: 3, "gr__e": 4}
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("waiting", "found"),
+    [
+        ({"größe": 1, "gr__e": 2}, {"gr__e": 3}),
+        ({"x" * 17: 1, "x" * 18: 2, "y": 4}, {"x" * 16: 3, "y": 4}),
+        ({"": 1, "other": 2}, {"other": 3}),
+        (
+            {"other": 1, **{str(i): 1 for i in range(9)}},
+            {"other": 6, **{str(i): 1 for i in range(4)}},
+        ),
+    ],
+)
+def test_names_that_look_alike_are_one_and_spoil_no_page(
+    path: Path, waiting: dict[str, int], found: dict[str, int]
+) -> None:
+    writer = EnginePageWriter(path)
+    assert writer.write(EngineStats(waiting=waiting))
+    page = read_engine_page(path)
+    assert page is not None
+    assert dict(page.waiting) == found
     writer.close()
 
 
@@ -270,8 +293,8 @@ def test_values_out_of_range_are_refused(tmp_path: Path) -> None:
     assert read_engine_page(path) is not None
     numbers = 48 + 6 * 24
     spoilt: list[tuple[int, str, float | bytes]]
-    spoilt = [(numbers + 11 * 8 + 8 * i, "<d", value) for i in range(18) for value in (math.nan, -1.0, 1e308)]
-    spoilt += [(numbers + 8 * i, "<Q", 2**63) for i in range(11)]
+    spoilt = [(numbers + 12 * 8 + 8 * i, "<d", value) for i in range(18) for value in (math.nan, -1.0, 1e308)]
+    spoilt += [(numbers + 8 * i, "<Q", 2**63) for i in range(12)]
     spoilt += [(8, "<Q", 0), (40, "<I", 7), (44, "<I", 2), (48, "<16s", b"a\nb"), (48, "<16s", b"batch")]
     spoilt += [(48, "<16s", b""), (64, "<Q", 2**60), (24, "<Q", 2**64 - 1)]
     for offset, form, value in spoilt:
@@ -345,27 +368,3 @@ def test_a_writer_killed_at_any_moment_never_misleads(tmp_path: Path) -> None:
         found = read_engine_page(path)
         assert found is None or dict(found.waiting) == {"a": found.revision, "b": found.revision}
     assert whole > 100
-
-
-def test_identities_tell_processes_apart() -> None:
-    own = ProcessIdentity.own()
-    assert own.pid == os.getpid()
-    assert own.pid_ns > 0
-    assert own.start_ticks > 0
-    assert ProcessIdentity.of(os.getpid()) == own
-    parent = ProcessIdentity.of(os.getppid())
-    assert parent is not None
-    assert parent != own
-    assert ProcessIdentity.of(2**22 + 1) is None
-    assert engine_page_name(own) != engine_page_name(parent)
-
-
-def test_a_name_full_of_brackets_hides_nothing(tmp_path: Path) -> None:
-    process = tmp_path / "77"
-    (process / "ns").mkdir(parents=True)
-    (process / "ns" / "pid").write_text("")
-    (process / "stat").write_text("77 (a) b (c) S " + " ".join(str(i) for i in range(1, 40)))
-    (process / "status").write_text("Name:\ta\nNSpid:\t77\t5\n")
-    found = ProcessIdentity.of(77, proc=str(tmp_path))
-    assert found is not None
-    assert found[1:] == (5, 19)

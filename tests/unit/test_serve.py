@@ -13,8 +13,10 @@ import pytest
 
 pytest.importorskip("aiohttp", reason="needs aiohttp, of the [bench] extra")
 
+from click.testing import CliRunner
 from tests.unit.openai_server import Exchange, FakeServer, serving
 
+from quietcore.agent.cli.bench.serve import command
 from quietcore.scheduler.bench import BenchError, InputError
 from quietcore.scheduler.bench.client import Answer, Query
 from quietcore.scheduler.bench.serve import (
@@ -27,6 +29,8 @@ from quietcore.scheduler.bench.serve import (
 )
 from quietcore.scheduler.bench.serve_report import spread
 from quietcore.scheduler.bench.streams import read
+from quietcore.scheduler.policy import TIER_WEIGHTS
+from quietcore.scheduler.vllm.hints import parse
 
 SECRET = 4321  # an output length that must not leave the file
 
@@ -117,10 +121,57 @@ def test_hints_are_those_asked_for(server: FakeServer, stream: Path) -> None:
         "request": "0",
         "run": "a",
     }
-    assert (body["priority"], body["top_p"], body["stream"]) == (2, 0.5, True)
+    assert (body["priority"], body["top_p"], body["stream"]) == (1, 0.5, True)
     document = result.to_json()
     assert document["tiers"]["batch"]["deadlines"] == 1
     assert document["tiers"]["batch"]["deadlines_met"] == 1.0
+
+
+def test_tiers_and_deadlines_are_told_unless_nothing_is(server: FakeServer, stream: Path) -> None:
+    changes = {"requests": 1, "tiers": {"batch": 1.0}, "deadline_ms": {"batch": 900.0}}
+    run_serve(options(server, stream, **changes))
+    assert server.bodies[-1]["vllm_xargs"] == {"tenant": "t0", "qos": "batch", "deadline_ms": 900.0}
+    run_serve(options(server, stream, **changes, hints=("category",)))
+    assert server.bodies[-1]["vllm_xargs"] == {"category": "math", "qos": "batch", "deadline_ms": 900.0}
+    result = run_serve(options(server, stream, **changes, hints=()))
+    assert "vllm_xargs" not in server.bodies[-1]
+    assert result.to_json()["tiers"]["batch"]["deadlines"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], {"tenant"}),
+        (["--hint", "category"], {"tenant", "category"}),
+        (["--tier", "batch=1", "--deadline-ms", "batch=900"], {"tenant", "qos", "deadline_ms"}),
+        (["--tier", "batch=1", "--hint", "priority"], {"tenant"}),
+        (["--tier", "batch=1", "--no-hints"], set()),
+    ],
+)
+def test_the_command_tells_what_it_says(
+    server: FakeServer, stream: Path, arguments: list[str], told: set[str]
+) -> None:
+    common = [str(stream), "--url", server.url, "--rate", "200", "--requests", "1"]
+    done = CliRunner().invoke(command, [*common, *arguments])
+    assert done.exit_code == 0, done.output
+    assert set(server.bodies[-1].get("vllm_xargs", ())) == told
+
+
+def test_hints_and_none_exclude_each_other(stream: Path) -> None:
+    arguments = [str(stream), "--url", "http://127.0.0.1:9", "--no-hints", "--hint", "category"]
+    assert CliRunner().invoke(command, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("tier", TIER_WEIGHTS)
+def test_a_priority_is_read_as_the_tier_it_stands_for(server: FakeServer, stream: Path, tier: str) -> None:
+    run_serve(options(server, stream, requests=1, hints=("priority",), tiers={tier: 1.0}))
+    body = server.bodies[-1]
+    assert parse(body["priority"], body.get("vllm_xargs"), TIER_WEIGHTS).tier == tier
+
+
+def test_a_priority_of_any_other_tier_is_that_of_batch(server: FakeServer, stream: Path) -> None:
+    run_serve(options(server, stream, requests=1, hints=("priority",), tiers={"gold": 1.0}))
+    assert server.bodies[-1]["priority"] == 1
 
 
 def test_tiers_are_drawn_alike_for_a_seed(server: FakeServer, stream: Path) -> None:
@@ -232,6 +283,9 @@ def test_no_server_is_one_clear_line(stream: Path) -> None:
     [
         ({"hints": ("colour",)}, "no such hint: colour"),
         ({"tiers": {"a": -1.0}}, "shares"),
+        ({"deadline_ms": {"batch": 5.0}}, "that no request is in: batch"),
+        ({"tiers": {"batch": 0.0, "a": 1.0}, "deadline_ms": {"batch": 5.0}}, "that no request is in: batch"),
+        ({"tiers": {"a": 1.0}, "deadline_ms": {"a": math.nan}}, "deadlines must be positive"),
         ({"load": 0.0}, "positive"),
         ({"rate": math.nan}, "positive"),
         ({"max_tokens": 0}, "at least 1"),

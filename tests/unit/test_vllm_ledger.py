@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -214,3 +215,29 @@ def test_an_estimate_that_is_no_number_is_an_error(ledger: Ledger, estimator: Es
     estimator.answer = Estimate(math.nan, 1.0, 1.0)
     with pytest.raises(ValueError, match="'fake' gave"):
         ledger.open(make_request(), 0)
+    assert ledger.estimator_failed
+
+
+@pytest.mark.parametrize("where", ["estimate", "remaining", "observe"])
+def test_an_estimator_that_raises_is_remembered(ledger: Ledger, estimator: Estimator, where: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    request = make_request()
+    record, _ = ledger.open(request, 0)
+    assert not ledger.estimator_failed
+    setattr(estimator, where, fail)
+    request.num_output_tokens = 5 if where == "remaining" else 0
+    acts: dict[str, Callable[[], object]] = {
+        "estimate": lambda: ledger.open(make_request("b"), 0),
+        "remaining": lambda: ledger.job(request, record),
+        "observe": lambda: end(ledger, request),
+    }
+    with pytest.raises(RuntimeError, match="broken"):
+        acts[where]()
+    assert ledger.estimator_failed
+
+
+def end(ledger: Ledger, request: Any) -> None:
+    request.num_output_tokens, request.status = 3, SimpleNamespace(name="FINISHED_STOPPED")
+    ledger.close(request)

@@ -1,20 +1,21 @@
-"""Parts of the plug-in that need no engine: the clock of steps, prompts as text, facts, saved state."""
+"""Parts of the plug-in that need no engine: the clock of steps, prompts as text, facts, counters."""
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from quietcore.scheduler.config import Settings
-from quietcore.scheduler.vllm import steps
+from quietcore.scheduler.estimate import End
+from quietcore.scheduler.vllm import steps, text
 from quietcore.scheduler.vllm.facts import FactsReader
-from quietcore.scheduler.vllm.state import StateFile
 from quietcore.scheduler.vllm.steps import StepClock
+from quietcore.scheduler.vllm.telemetry import Telemetry
 from quietcore.scheduler.vllm.text import PromptDecoder
 
 
@@ -143,15 +144,23 @@ def test_ids_that_cannot_be_decoded_leave_no_text() -> None:
     assert decoder.error == "OverflowError: id out of range"
 
 
-def test_a_tokenizer_that_cannot_be_loaded_leaves_ids() -> None:
+def test_a_tokenizer_that_cannot_be_loaded_leaves_ids_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, revision: str | None) -> Any:
+        raise OSError(f"{name} is not there.\n" + "Have you logged in? " * 50)
+
+    monkeypatch.setattr(text, "_load_tokenizer", refuse)
+    said: queue.Queue[str] = queue.Queue()
     decoder = PromptDecoder(3, 2)
-    decoder._load("/nowhere", None)
-    assert decoder.error
+    decoder.load_from("/nowhere", None, said.put)
+    line = said.get(timeout=10)
+    assert "no tokenizer (OSError: /nowhere is not there. Have you" in line
+    assert len(line) < 300
+    assert "\n" not in line
     assert decoder.text([1]) == ""
 
 
 def make_reader(now: float, *, decode: bool = False) -> FactsReader:
-    reader = FactsReader(Settings(), SimpleNamespace(skip_tokenizer_init=True), lambda: now)
+    reader = FactsReader(Settings(), SimpleNamespace(skip_tokenizer_init=True), lambda: now, pytest.fail)
     if decode:
         reader.decoder.use(lambda ids: "text")
     return reader
@@ -212,76 +221,21 @@ def test_a_stamp_of_the_future_or_of_long_ago_is_now() -> None:
         assert make_reader(1000.0).read(make_request(arrival_time=stamp)).arrival == 1000.0
 
 
-class Savable:
-    def __init__(self) -> None:
-        self.loaded: Path | None = None
-
-    def load(self, path: Path) -> None:
-        if path.read_text() != "sound":
-            raise ValueError("damaged")
-        self.loaded = path
-
-    def save(self, path: Path) -> None:
-        path.write_text("sound")
-
-
-ALONE = SimpleNamespace(data_parallel_size=1, data_parallel_rank=0)
-
-
-def test_state_is_saved_and_restored(tmp_path: Path) -> None:
-    said: list[str] = []
-    path = tmp_path / "deep" / "state"
-    state = StateFile(Settings(state=str(path)), ALONE, said.append)
-    state.restore(Savable())
-    state.save(Savable())
-    estimator = Savable()
-    state.restore(estimator)
-    assert (estimator.loaded, said) == (path, [])
-
-
-def test_state_is_saved_after_a_refit_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = Time()
-    monkeypatch.setattr("quietcore.scheduler.vllm.state.monotonic", now)
-    path = tmp_path / "state"
-    state = StateFile(Settings(state=str(path)), ALONE, pytest.fail)
-    estimator: Any = Savable()
-
-    def saves(seconds: float, idle: bool) -> bool:
-        path.unlink(missing_ok=True)
-        now.now += seconds
-        state.save_at_times(estimator, idle)
-        return path.exists()
-
-    assert not saves(1000.0, True)
-    estimator.revision = 1
-    assert not saves(29.0, True)
-    assert saves(2.0, True)
-    assert not saves(1000.0, True)
-    estimator.revision = 2
-    assert not saves(599.0, False)
-    assert saves(2.0, False)
-
-
-def test_engines_of_one_server_keep_apart(tmp_path: Path) -> None:
-    for rank in (0, 1):
-        parallel = SimpleNamespace(data_parallel_size=2, data_parallel_rank=rank)
-        StateFile(Settings(state=str(tmp_path / "state.bin")), parallel, print).save(Savable())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-0.bin", "state-1.bin"]
-
-
-def test_state_that_is_damaged_or_cannot_be_written_costs_a_line(tmp_path: Path) -> None:
-    said: list[str] = []
-    (tmp_path / "state").write_text("rubbish")
-    StateFile(Settings(state=str(tmp_path / "state")), ALONE, said.append).restore(Savable())
-    StateFile(Settings(state=str(tmp_path / "state" / "below")), ALONE, said.append).save(Savable())
-    assert len(said) == 2
-    assert "ValueError: damaged; it starts anew" in said[0]
-    assert "could not be saved" in said[1]
-
-
-def test_an_estimator_without_state_is_left_alone(tmp_path: Path) -> None:
-    state = StateFile(Settings(state=str(tmp_path / "state")), ALONE, pytest.fail)
-    state.save(object())
-    state.restore(object())
-    StateFile(Settings(), ALONE, pytest.fail).save(Savable())
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("end", "in_time", "counted"),
+    [
+        (End.STOPPED, True, (1, 0)),
+        (End.LENGTH, True, (1, 0)),
+        (End.ABORTED, True, (0, 0)),
+        (End.STOPPED, False, (0, 1)),
+        (End.ABORTED, False, (0, 1)),
+        (None, True, (0, 0)),
+        (None, False, (0, 0)),
+    ],
+)
+def test_a_deadline_is_met_by_those_only_that_came_to_their_end(
+    end: End | None, in_time: bool, counted: tuple[int, int]
+) -> None:
+    telemetry = Telemetry("off", 4, pytest.fail)
+    telemetry.deadline(end, in_time)
+    assert (telemetry.deadlines_met, telemetry.deadlines_missed) == counted

@@ -108,6 +108,32 @@ def fixed_lengths() -> Any:
     return {"order": by_first(engine.outcomes), "asked": sorted(oracle.facts), "seen": oracle.seen}
 
 
+def deadlines() -> Any:
+    """Two that end by themselves and one that leaves, all with time left; one is late."""
+    clock = [0.0]
+    engine = make(slots=8, now=lambda: clock[0])
+    for key, length, cap in (("stops", 3, 99), ("capped", 99, 3), ("leaves", 99, 99), ("late", 20, 99)):
+        engine.add(key, length, max_tokens=cap, **hint(length, deadline_ms=10_000))
+    for _ in range(8):
+        engine.step()
+    engine.abort("leaves")
+    clock[0] += 60.0
+    engine.drain()
+    telemetry = engine.scheduler._control.telemetry
+    return [telemetry.deadlines_met, telemetry.deadlines_missed]
+
+
+def idle_times() -> Any:
+    """Whether the state may be saved without delaying anybody, as told after each step."""
+    engine = make(estimator=Oracle(), slots=1)
+    for number in range(3):
+        engine.add(str(number), 4)
+    told: list[bool] = []
+    engine.scheduler._state.save_at_times = lambda estimator, idle: told.append(idle)
+    engine.drain()
+    return told
+
+
 def victims_have_the_least_computed() -> Any:
     """Two requests outgrow the memory; the one that was there first has computed less."""
     engine = make(estimator=Oracle(), slots=2, kv_tokens=448, step_tokens=512, bounded=False)
@@ -209,7 +235,8 @@ def page() -> Any:
     with tempfile.TemporaryDirectory() as folder:
         engine = make(estimator=Oracle(), page_dir=folder, slots=2)
         for number in range(6):
-            engine.add(f"r{number}", 5, **hint(7, qos="premium" if number % 2 else "batch"))
+            tier = "premium" if number % 2 else "batch"
+            engine.add(f"r{number}", 5, **hint(7, qos=tier, deadline_ms="soon"))
         for _ in range(3):
             engine.step()
         engine.scheduler._control.publish(engine.scheduler, degraded=False)
@@ -226,6 +253,7 @@ def page() -> Any:
             "running": middle.running,
             "tokens": list(end.tokens),
             "admitted": end.decisions.admitted,
+            "ignored": end.ignored_hints,
             "gone": not path.exists(),
         }
 
@@ -284,6 +312,8 @@ def main() -> None:
         "ends": every_end_is_learnt_as_what_it_is,
         "cached prefix": cached_prefix,
         "fixed lengths": fixed_lengths,
+        "deadlines": deadlines,
+        "idle times": idle_times,
         "victims": victims_have_the_least_computed,
         "slots kept": lambda: slots(False),
         "slots freed": lambda: slots(True),
@@ -293,6 +323,8 @@ def main() -> None:
         "broken estimate": lambda: survival.broken("estimate"),
         "broken observe": lambda: survival.broken("observe"),
         "broken queue": survival.broken_queue,
+        "after broken queue": lambda: survival.after_failure("queue"),
+        "after broken observe": lambda: survival.after_failure("observe"),
         "damaged state": survival.damaged_state,
         "no estimator": survival.no_estimator,
         "unwritable page": survival.unwritable_page,

@@ -5,13 +5,16 @@ the log.
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.vllm_suite.engine import Engine
 from tests.vllm_suite.kit import LOG, SMALL, Oracle, by_first, finished, hint, make
 
 from quietcore.scheduler.bench.modelless import EngineShape
+from quietcore.scheduler.vllm.telemetry import PERIOD_S
 
 
 def broken(where: str) -> Any:
@@ -50,12 +53,17 @@ def broken_queue() -> Any:
 class Remembering(Oracle):
     """Keeps its state in a file of one word."""
 
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
     def load(self, path: Path) -> None:
         if path.read_text("utf-8") != "sound":
             raise ValueError("no state of an estimator")
 
-    def save(self, path: Path) -> None:
-        path.write_text("sound", "utf-8")
+    def snapshot(self) -> Any:
+        return SimpleNamespace(write=lambda path: path.write_text("sound", "utf-8"))
 
 
 def damaged_state() -> Any:
@@ -68,12 +76,47 @@ def damaged_state() -> Any:
         engine.drain()
         warnings = list(LOG.lines)
         engine.scheduler.shutdown()
-        make(estimator=Remembering(), state=str(path))
+        later = make(estimator=Remembering(), state=str(path))
         again = list(LOG.lines)
         path.unlink()
         path.mkdir()
-        engine.scheduler.shutdown()
+        later.scheduler.shutdown()
         return {"order": by_first(engine.outcomes), "warnings": warnings, "again": again}
+
+
+def after_failure(where: str) -> Any:
+    """What becomes of the page and of the state, where only the queue breaks or the estimator does."""
+    from quietcore.scheduler.page import read_engine_page
+
+    with tempfile.TemporaryDirectory() as folder:
+        estimator = Remembering()
+        state = Path(folder) / "state"
+        engine = make(estimator=estimator, page_dir=folder, state=str(state), slots=1)
+        for number in range(9):
+            engine.add(f"r{number}", 5, **hint(5))
+        engine.step()
+        (path,) = Path(folder).glob("*.page")
+        if where == "queue":
+            engine.scheduler.waiting.jobs._ordinary = None
+        estimator.fail_at = where
+        for _ in range(10):
+            engine.step()
+        pages = [read_engine_page(path)]
+        for _ in range(2):
+            time.sleep(1.5 * PERIOD_S)
+            engine.step()
+            pages.append(read_engine_page(path))
+        engine.drain()
+        engine.scheduler.shutdown()
+        return {
+            "degraded": [page is not None and page.degraded for page in pages],
+            "waiting": [dict(page.waiting) for page in pages if page is not None],
+            "writes": len({page.sequence for page in pages if page is not None}),
+            "left": sorted(each.name for each in Path(folder).iterdir()),
+            "closed": estimator.closed,
+            "finished": finished(engine),
+            "warnings": list(LOG.lines),
+        }
 
 
 def no_estimator() -> Any:

@@ -52,13 +52,18 @@ from quietcore.agent.cli.exit_codes import FOUND
     "hints",
     metavar="NAME",
     multiple=True,
-    default=("tenant",),
-    show_default=True,
-    help="tenant, category, qos, priority, deadline, request: what is told of a request.",
+    help="Told of a request besides its tenant: category, request; priority, in place of --tier's qos.",
 )
-@click.option("--tier", "tiers", metavar="NAME=SHARE", multiple=True, help="Share of requests in a tier.")
+@click.option("--no-hints", is_flag=True, help="Tell nothing; tiers and deadlines count in the report only.")
 @click.option(
-    "--deadline-ms", "deadlines", metavar="TIER=MS", multiple=True, help="From arrival to the last token."
+    "--tier", "tiers", metavar="NAME=SHARE", multiple=True, help="Share of requests in a tier, told as qos."
+)
+@click.option(
+    "--deadline-ms",
+    "deadlines",
+    metavar="TIER=MS",
+    multiple=True,
+    help="From arrival to the last token, told too.",
 )
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -78,6 +83,9 @@ def command(stream: Path, as_json: bool, rows: bool, **options: Any) -> None:
         from quietcore.scheduler.bench.serve import ServeOptions, run_serve
 
         settings = {name: value for name, value in options.items() if name not in _RENAMED}
+        if options["no_hints"] and options["hints"]:
+            raise click.UsageError("--no-hints and --hint exclude each other")
+        settings["hints"] = () if options["no_hints"] else ("tenant", *options["hints"])
         settings["tiers"] = _numbers(options["tiers"], "--tier")
         settings["deadline_ms"] = _numbers(options["deadlines"], "--deadline-ms")
         settings["timeout_s"] = options["timeout"]
@@ -92,7 +100,7 @@ def command(stream: Path, as_json: bool, rows: bool, **options: Any) -> None:
         sys.exit(FOUND)
 
 
-_RENAMED = ("tiers", "deadlines", "timeout")
+_RENAMED = ("hints", "no_hints", "tiers", "deadlines", "timeout")
 
 
 def _numbers(given: Sequence[str], option: str) -> dict[str, float]:
