@@ -12,6 +12,8 @@ from quietcore.probes.readings import Outlier, Snapshot
 
 BackendName = Literal["libbpf", "bcc", "procfs"]
 NAMES: tuple[BackendName, ...] = ("libbpf", "bcc", "procfs")
+CALIBRATION_ID = 63
+"""The api id that calibrates probes, a launch: no API has it, so that a stray count is not mistaken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,11 @@ class Backend(Protocol):
     def add_cgroup(self, cgroup_id: int) -> None:
         """Account processes that will be forked in a cgroup (id in the cpu hierarchy)."""
 
+    def end_process(self, pid: int) -> None:
+        """A process is over: whoever gets its pid next is a stranger. Its totals stay."""
+
     def remove_process(self, pid: int) -> None:
-        """Forget a process."""
+        """Forget a process and its totals."""
 
     def attach_cuda(self, pid: int, path: str, probes: Sequence[Probe]) -> UprobeLink:
         """Set uprobes in the library at ``path`` for one process."""

@@ -148,6 +148,11 @@ class BccBackend:
     def add_cgroup(self, cgroup_id: int) -> None:
         """Nothing: see ``missing``. Forks of targets are followed all the same."""
 
+    def end_process(self, pid: int) -> None:
+        """A process is over; its totals stay."""
+        self._known.pop(pid, None)
+        self._accounts.end_process(pid)
+
     def remove_process(self, pid: int) -> None:
         """Forget a process and its threads."""
         self._known.pop(pid, None)

@@ -127,6 +127,11 @@ class CoreBackend:
         """Account processes that are forked in a cgroup."""
         self._maps["target_cgroups"].update(ct.c_uint64(cgroup_id), ct.c_uint32(1))
 
+    def end_process(self, pid: int) -> None:
+        """A process is over; its totals stay."""
+        # the exit program has done it, except where the process ended while it was added
+        self._accounts.end_process(pid)
+
     def remove_process(self, pid: int) -> None:
         """Forget a process, its threads and launchers."""
         self._accounts.remove_process(pid)
