@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,7 +170,8 @@ def test_target_killed_at_once() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_interrupted_by_the_user(tmp_path: Path) -> None:
+def interrupted(after: float) -> tuple[int, str, str]:
+    """Exit code, output and errors of a diagnosis that meets Ctrl-C."""
     with launcher("--duration", "600") as victim:
         process = subprocess.Popen(
             [*CLI, "diagnose", "--pid", str(victim.pid), "--duration", "60"],
@@ -177,11 +179,28 @@ def test_interrupted_by_the_user(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(2)
+        time.sleep(after)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=10)
-    assert "Traceback" not in errors
-    assert process.returncode != 0
+        output, errors = process.communicate(timeout=10)
+    return process.returncode, output, errors
+
+
+def test_interrupted_by_the_user() -> None:
+    code, output, errors = interrupted(after=5)
+    assert errors == ""
+    assert code in (0, 1), output
+    assert "critical threads" in output
+    assert re.search(r"stopped after \d\.\d s of 60 s", output)
+
+
+def test_output_that_nobody_reads() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with launcher("--duration", "600") as victim:
+        command = [*CLI, "diagnose", "--pid", str(victim.pid), "--duration", "1", "--json"]
+        result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert_one_line(result, 3, "closed")
 
 
 def test_killed_agent_leaves_nothing() -> None:
