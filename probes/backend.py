@@ -137,8 +137,8 @@ def open_backend(name: str = "auto", refused: list[BackendUnavailableError] | No
     return _start(NAMES[-1])
 
 
-def _start(name: str) -> Backend:
-    backend: Backend
+def check_namespace(name: str) -> None:
+    """Raise BackendUnavailableError where a backend would take the numbers of other processes for ours."""
     if name in NAMES[:-1] and not proc.in_first_pid_namespace():
         raise BackendUnavailableError(
             name,
@@ -146,6 +146,11 @@ def _start(name: str) -> Backend:
             "this process is in a container's pid namespace, and BPF sees the host's process ids",
             "start the container with the host's pid namespace (docker --pid=host, Kubernetes hostPID)",
         )
+
+
+def _start(name: str) -> Backend:
+    backend: Backend
+    check_namespace(name)
     # imported here: ctypes bindings and bcc are not free
     if name == "libbpf":
         from quietcore.probes.core import CoreBackend
