@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.doubles import BUILT, CLI, attached_programs, launcher, quietcore, running
@@ -86,6 +88,34 @@ def test_foreign_pid_namespace() -> None:
             check=False,
         )
     assert_one_line(result, 3, "does not exist in this pid namespace")
+
+
+def doctor_in(*unshared: str, before: str = ":") -> tuple[int, dict[str, Any]]:
+    """Exit code of doctor in namespaces of its own, and what it says of each backend."""
+    script = f"{before} && exec {sys.executable} -m quietcore.agent.cli doctor --json"
+    result = subprocess.run(
+        ["unshare", *unshared, "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.stderr == ""
+    return result.returncode, {
+        f"{check['backend']} {check['flavour']}".strip(): check
+        for check in json.loads(result.stdout)["backends"]
+    }
+
+
+def test_doctor_in_a_container_pid_namespace() -> None:
+    code, checks = doctor_in("--pid", "--fork", "--mount-proc")
+    assert code == 3
+    assert {name for name, check in checks.items() if check["step"] == "namespace"} == checks.keys() - {
+        "procfs"
+    }
+
+
+def test_doctor_where_proc_sys_is_read_only() -> None:
+    _, checks = doctor_in(
+        "--mount", before="mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys"
+    )
+    assert checks["libbpf btf"]["ok"], checks["libbpf btf"]
 
 
 def test_no_permission() -> None:
