@@ -64,6 +64,8 @@ def backend() -> FakeBackend:
 @pytest.fixture
 def server() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "60"])
+    while not proc.command_line(process.pid):  # a moment after the execution
+        time.sleep(0.001)
     yield process
     process.kill()
     process.wait()

@@ -53,6 +53,9 @@ def wait_until(condition: str, pid: int) -> None:
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     with running("sleep", "60") as process:
+        # the arguments appear a moment after the execution
+        while not proc.command_line(process.pid):
+            time.sleep(0.001)
         yield process
 
 
