@@ -72,6 +72,7 @@ class Governor:
     stretches: list[Stretch] = field(default_factory=list)
     _sites: dict[tuple[int, str], Site] = field(default_factory=dict)
     _links: dict[tuple[int, str], UprobeLink] = field(default_factory=dict)
+    _files: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     _lost: list[tuple[Site, MeasureError]] = field(default_factory=list)
     _on_since: int = 0
     _on_s: float = MIN_ON_S
@@ -109,6 +110,7 @@ class Governor:
         """A process is gone, and its probes with it."""
         for key in [k for k in self._sites if k[0] == pid]:
             del self._sites[key]
+            self._files.pop(key, None)
             if link := self._links.pop(key, None):
                 link.close()
         if self._on_since and not self._links:
@@ -170,8 +172,14 @@ class Governor:
 
     def _attach(self, site: Site) -> None:
         key = (site.pid, site.path)
+        before, file = self._files.pop(key, None), _file_at(site.path)
+        # a trap at an offset that is another file's would break the target
+        if before and file and before != file:
+            raise MeasureError(f"another file is now at {site.path}")
         self._links[key] = self.backend.attach_cuda(site.pid, site.path, site.probes)
         self._sites[key] = site
+        if file:
+            self._files[key] = file
 
     def _switch_off(self) -> None:
         self.backend.count_launches(False)
@@ -236,6 +244,15 @@ def calibrate(backend: Backend, *, single_step: bool = False) -> float:
         backend.count_launches(False)
         link.close()
         backend.remove_process(pid)
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Device and inode, ``None`` if there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def symbol_offset(path: Path, symbol: str) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from tests.unit.probe_backend import FakeBackend
 
@@ -137,6 +140,25 @@ def test_probes_that_cannot_be_set_again_are_told(backend: FakeBackend, clock: C
     # found at its new place
     governor.add(site("a2"))
     assert (backend.places, backend.counting) == ([(7, "a2")], True)
+
+
+def test_another_file_in_the_place_of_the_library(backend: FakeBackend, clock: Clock, tmp_path: Path) -> None:
+    """Offsets are of one file: in another one, a trap could fall between instructions."""
+    library, other = tmp_path / "library", tmp_path / "other"
+    library.touch()
+    other.touch()
+    governor = Governor(backend, 0.005)
+    governor.add(site(str(library)))
+    until_off(governor, backend, clock)
+    os.replace(other, library)
+    clock.passed(governor.deadline - clock.monotonic() + 0.001)
+    governor.tick()
+    assert backend.attempts == [(7, str(library))]
+    ((lost, error),) = governor.take_lost()
+    assert (lost.path, str(error)) == (str(library), f"another file is now at {library}")
+    # looked up again, it is probed by its own offsets
+    governor.add(site(str(library)))
+    assert backend.places == [(7, str(library))]
 
 
 def test_one_of_two_is_lost(backend: FakeBackend, clock: Clock) -> None:
