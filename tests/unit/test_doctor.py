@@ -60,6 +60,15 @@ def test_statistics_that_cannot_be_switched_on(no_statistics: Path) -> None:
     assert "/proc/sys writable" in check.remedy
 
 
+def test_a_system_call_that_fails_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fire(_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(selftest, "_fire", fire)
+    check = selftest._check(FakeBackend, "libbpf", "btf")
+    assert (check.ok, check.step, check.detail) == (False, "fire", "[Errno 24] Too many open files")
+
+
 def test_statistics_are_left_as_they_were(no_statistics: Path) -> None:
     no_statistics.write_text("0\n")
     with selftest._statistics():
