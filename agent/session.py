@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quietcore.agent.targets import Follower, Target
 from quietcore.probes import cgroups, proc
@@ -19,12 +19,14 @@ from quietcore.probes.cuda_libs import (
     probe_sites,
 )
 from quietcore.probes.errors import MeasureError, TargetGoneError
-from quietcore.probes.governor import Governor, Site, calibrate
+from quietcore.probes.governor import DEFAULT_COST_NS, STEP_FACTOR, Governor, Site, calibrate
 from quietcore.probes.readings import Outlier, Snapshot, Window
 
 STEP_S = 1.0
 """Time between snapshots: the windows whose scatter gives the margin of error."""
 SWEEP_S = 0.5
+LASTING = ("threads", "targets")
+"""Losses at the start that last: what found no room then is missing from every step."""
 PROBED: tuple[ApiClass, ...] = ("launch", "graph_launch", "sync", "copy")
 """Classes of CUDA calls that are probed; allocations do not pace a server."""
 
@@ -60,12 +62,16 @@ class Session:
     _follower: Follower = field(init=False)
     first: Snapshot = field(init=False)
     last: Snapshot = field(init=False)
+    _stopping: bool = field(default=False, init=False)
     _throttled: dict[str, int] = field(default_factory=dict)
-    _known: set[tuple[int, int, int]] = field(default_factory=set)
+    _known: dict[tuple[int, int, int], str] = field(default_factory=dict)
+    _headless: set[int] = field(default_factory=set)
     _costs: dict[bool, float] = field(default_factory=dict)
+    _uncalibrated: dict[bool, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.governor = Governor(self.backend, self.budget)
+        self.notes += [(target, target.note) for target in self.targets if target.note]
         self._follower = Follower(self.targets, self._arrived, self._left)
 
     def __enter__(self) -> Session:
@@ -75,26 +81,30 @@ class Session:
         self.close()
 
     def start(self) -> None:
-        """Attach to everything that is there now. Raises MeasureError if no target is left."""
+        """Attach to everything that is there now. Raises MeasureError if no target is left, or too many."""
         for target in self.targets:
             if target.cgroup_id is not None:
                 self.backend.add_cgroup(target.cgroup_id)
             for pid in list(target.processes):
-                self._arrived(target, pid)
+                self._take_in(target, pid)
         if not any(target.alive for target in self.targets):
             raise TargetGoneError("the target ended before anything was attached")
         self._throttled = self._read_throttled()
-        self.first = self.last = self.backend.snapshot()
+        first = self.backend.snapshot()
+        passed = {name: n for name, n in first.losses.items() if name not in LASTING}
+        self.first = self.last = replace(first, losses=passed)
 
     def run(
         self, seconds: float, between: Callable[[float], None] | None = None, step: float = STEP_S
     ) -> Iterator[Step]:
-        """Measure; yields a step about every ``step`` seconds. Ends early when all targets have.
+        """Measure; yields a step about every ``step`` seconds.
+
+        Ends early when all targets have, or after :meth:`stop`.
 
         Args:
             between: called with the seconds since the start after each step.
         """
-        began = time.monotonic()
+        began = last = time.monotonic()
         due, sweep = began + step, began + SWEEP_S
         poller = select.poll()
         if (fd := self.backend.event_fd()) is not None:
@@ -104,19 +114,30 @@ class Session:
             poller.poll(max(wait, 0) * 1000)
             self._handle_events()
             self.governor.tick()
+            self._find_lost()
             now = time.monotonic()
             if now >= sweep:
                 self._follower.sweep()
                 self._find_cuda()
                 sweep = now + SWEEP_S
             alive = any(target.alive for target in self.targets)
+            if self._stopping:
+                self._note(None, f"stopped after {now - began:.1f} s of {seconds:g} s")
+                # a sliver would weigh as much as a whole step
+                if last == began or now - last >= step / 2:
+                    yield self._step()
+                return
             if now >= due or not alive:
                 yield self._step()
                 if between:
                     between(now - began)
                 if not alive or now - began >= seconds - 0.01:
                     return
-                due = min(due + step, began + seconds)
+                last, due = now, min(due + step, began + seconds)
+
+    def stop(self) -> None:
+        """End :meth:`run` within half a second; what was measured stands. For signal handlers."""
+        self._stopping = True
 
     @property
     def whole(self) -> Window:
@@ -145,6 +166,14 @@ class Session:
 
     def _arrived(self, target: Target, pid: int) -> None:
         try:
+            self._take_in(target, pid)
+        except MeasureError as e:
+            # the others are still worth a result
+            target.drop(pid)
+            self._note(target, f"new processes are not followed: {e}")
+
+    def _take_in(self, target: Target, pid: int) -> None:
+        try:
             self.backend.add_process(pid)
         except TargetGoneError:
             target.drop(pid)
@@ -154,6 +183,8 @@ class Session:
     def _left(self, _target: Target, pid: int) -> None:
         # its totals stay until the session ends: what it did belongs to the result
         self.governor.remove(pid)
+        self.backend.end_process(pid)
+        self._forget_libraries(pid)
 
     def _find_cuda(self, only: int | None = None) -> None:
         """Probe libraries that were mapped since the last look."""
@@ -168,11 +199,13 @@ class Session:
         except LibraryAccessError as e:
             self._note(target, str(e))
             return
+        if not libraries:
+            self._watch_headless(target, pid)
         for library in libraries:
             key = (pid, library.device, library.inode)
             if key in self._known:
                 continue
-            self._known.add(key)
+            self._known[key] = library.open_path
             try:
                 sites = probe_sites(library, PROBED)
                 stepped = [s.symbol for s in sites if s.point.cost == "single-step"]
@@ -180,7 +213,7 @@ class Session:
                     self._note(
                         target,
                         f"{library.path}: {len(stepped)} functions begin with an instruction that the kernel "
-                        f"must step over, which costs ten times as much ({stepped[0]}, ...)",
+                        f"must step over, which costs {STEP_FACTOR} times as much ({stepped[0]}, ...)",
                     )
                 self._calibrate(bool(stepped))
                 probes = [
@@ -193,23 +226,55 @@ class Session:
                     for s in sites
                 ]
                 self.governor.add(Site(target.name, pid, library.open_path, probes))
-                if refused := self.governor.refused.get((pid, library.open_path)):
-                    raise refused
+                if doubt := self._uncalibrated.get(bool(stepped)):
+                    self._note(None, doubt)
             except MeasureError as e:
                 # a process may end at any moment: that is no news
-                if proc.read_stat(pid) is not None:
+                if not proc.has_ended(pid):
                     self._note(target, f"launches are not seen: {e}")
 
+    def _watch_headless(self, target: Target, pid: int) -> None:
+        """Tell of a process that goes on without its main thread: the kernel shows no mappings of it."""
+        stat = proc.read_stat(pid)
+        if stat is None or stat.state not in proc.OVER or proc.has_ended(pid, stat.started):
+            return
+        # at the first look it may be a process whose threads are all about to end
+        if pid in self._headless:
+            self._note(target, f"the main thread of process {pid} has ended: its launches cannot be seen")
+        self._headless.add(pid)
+
+    def _find_lost(self) -> None:
+        """Look again for libraries whose probes could not be set anew: mapped elsewhere, or gone."""
+        for site, error in self.governor.take_lost():
+            target = next((t for t in self.targets if site.pid in t.processes), None)
+            if target is None or proc.has_ended(site.pid, target.processes[site.pid]):
+                continue
+            self._note(
+                target,
+                f"launches of process {site.pid} may have been missed: its CUDA library is no longer where "
+                f"it was ({error.cause})",
+            )
+            self._forget_libraries(site.pid, site.path)
+            self._probe(target, site.pid)
+
+    def _forget_libraries(self, pid: int, path: str | None = None) -> None:
+        """Let them be found again: those of a process, or the one that was opened by ``path``."""
+        for key, opened in list(self._known.items()):
+            if key[0] == pid and path in (None, opened):
+                del self._known[key]
+
     def _calibrate(self, stepped: bool) -> None:
+        """Find the cost of this kind of probes, once."""
         if self.budget is None or stepped in self._costs:
             return
-        self._costs[stepped] = self.governor.cost_ns
         try:
-            self._costs[stepped] = calibrate(self.backend, single_step=stepped)
-            # the dearest kind in use stands for all
-            self.governor.cost_ns = max(self._costs.values())
+            cost = calibrate(self.backend, single_step=stepped)
         except (MeasureError, OSError) as e:
-            self._note(None, f"probe cost not calibrated, {self.governor.cost_ns:.0f} ns assumed: {e}")
+            cost = self._costs.get(False, DEFAULT_COST_NS) * (STEP_FACTOR if stepped else 1)
+            self._uncalibrated[stepped] = f"probe cost not calibrated, {cost:.0f} ns assumed: {e}"
+        self._costs[stepped] = cost
+        # the dearest kind in use stands for all
+        self.governor.cost_ns = max(self._costs.values())
 
     def _note(self, target: Target | None, text: str) -> None:
         if (target, text) not in self.notes:

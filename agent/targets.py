@@ -19,7 +19,8 @@ class Target:
         name: for people, e.g. ``VLLM::EngineCor [4711]``.
         processes: pid to start time (ticks since boot): the pair survives the reuse of a pid.
         cgroup_id: of the cpu controller, where the target was named by its cgroup.
-        ended: processes that are gone.
+        ended: processes that are gone, as ``processes``; of a pid that was used twice, the later.
+        note: what a reader of the result has to know of how it was named.
     """
 
     name: str
@@ -27,11 +28,12 @@ class Target:
     cgroup_id: int | None = None
     cgroup_dir: str | None = None
     ended: dict[int, int] = field(default_factory=dict)
+    note: str = ""
 
     def add(self, pid: int) -> bool:
-        """Take a process in; ``False`` if it is gone or known."""
+        """Take a process in; ``False`` if it has ended or is known."""
         stat = proc.read_stat(pid)
-        if stat is None or self.processes.get(pid) == stat.started:
+        if stat is None or self.processes.get(pid) == stat.started or proc.has_ended(pid, stat.started):
             return False
         self.processes[pid] = stat.started
         return True
@@ -47,20 +49,41 @@ class Target:
         return bool(self.processes) or (self.cgroup_dir is not None and os.path.isdir(self.cgroup_dir))
 
     def owns(self, tgid: int) -> bool:
-        """Whether a process is, or was, one of its own."""
-        return tgid in self.processes or tgid in self.ended
+        """Whether a process is, or was, one of its own.
+
+        Readings hold no start times. Where a stranger has the pid of one that ended, both are taken for
+        the stranger: who disturbs those that live must not pass for one of them.
+        """
+        if tgid in self.processes:
+            return True
+        if tgid not in self.ended:
+            return False
+        # with none of ours left, there is nobody whom a stranger could have disturbed
+        stat = proc.read_stat(tgid) if self.processes else None
+        return stat is None or stat.started == self.ended[tgid]
 
 
 def by_pid(pid: int) -> Target:
-    """The process and its descendants. Raises TargetGoneError."""
-    stat = proc.read_stat(pid)
-    if stat is None:
+    """The process and its descendants. Raises MeasureError, TargetGoneError.
+
+    A thread (``top -H`` shows their numbers) stands for its process; ``note`` says so then.
+    """
+    process = proc.thread_group(pid)
+    stat = None if process is None else proc.read_stat(process)
+    if process is None or stat is None:
+        if os.path.exists(f"/proc/{pid}"):
+            raise MeasureError(
+                f"process {pid} may not be looked into: /proc is mounted with hidepid",
+                "run as its user or as root",
+            )
         hint = "a container's own number? give the host's, or use --match"
         raise TargetGoneError(f"process {pid} does not exist in this pid namespace", hint)
-    if stat.state in "ZX":
-        raise TargetGoneError(f"process {pid} ({stat.comm}) has ended and waits for its parent")
-    target = Target(f"{stat.comm} [{pid}]")
-    _add_tree(target, [pid])
+    if proc.has_ended(process):
+        raise TargetGoneError(f"process {process} ({stat.comm}) has ended and waits for its parent")
+    target = Target(f"{stat.comm} [{process}]")
+    if process != pid:
+        target.note = f"{pid} is a thread of {target.name}: all of that process is looked at"
+    _add_tree(target, [process])
     return target
 
 
@@ -117,7 +140,7 @@ def _group(pids: Iterable[int]) -> list[Target]:
     targets = []
     for pid in roots:
         stat = proc.read_stat(pid)
-        if stat and stat.state not in "ZX":
+        if stat and not proc.has_ended(pid):
             target = Target(f"{stat.comm} [{pid}]")
             _add_tree(target, [pid])
             targets.append(target)
@@ -169,24 +192,29 @@ class Follower:
         for target in self.targets:
             is_child = stat.parent in target.processes
             is_inside = target.cgroup_dir and pid in cgroups.processes(target.cgroup_dir)
-            if (is_child or is_inside) and target.add(pid):
-                self.arrived(target, pid)
+            if is_child or is_inside:
+                self._drop_if_ended(target, pid)  # one of ours that had the same number
+                if target.add(pid):
+                    self.arrived(target, pid)
 
     def ended(self, pid: int) -> None:
-        """A process ended."""
+        """A process, or its main thread, ended."""
         for target in self.targets:
-            if pid in target.processes and proc.read_stat(pid) is None:
-                target.drop(pid)
-                self.left(target, pid)
+            self._drop_if_ended(target, pid)
+
+    def _drop_if_ended(self, target: Target, pid: int) -> bool:
+        started = target.processes.get(pid)
+        if started is None or not proc.has_ended(pid, started):
+            return False
+        target.drop(pid)
+        self.left(target, pid)
+        return True
 
     def sweep(self) -> None:
         """Look at all: what events missed, pids used again, processes moved into a cgroup."""
         for target in self.targets:
-            for pid, started in list(target.processes.items()):
-                stat = proc.read_stat(pid)
-                if stat is None or stat.started != started or stat.state in "ZX":
-                    target.drop(pid)
-                    self.left(target, pid)
+            for pid in list(target.processes):
+                if self._drop_if_ended(target, pid):
                     continue
                 for child in proc.children(pid):
                     if child not in target.processes and target.add(child):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes as ct
+import errno
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -13,9 +13,12 @@ from quietcore.probes import decode, layout, proc
 from quietcore.probes.backend import BackendName, ProgramStatus
 from quietcore.probes.cuda_libs import API_SYMBOLS
 from quietcore.probes.durations import DurationTotals, Theft
+from quietcore.probes.errors import MeasureError, TargetGoneError
 from quietcore.probes.readings import Count, LauncherTotals, Snapshot, State, ThreadTotals
 
 API_NAMES = {api.api_id: symbol for symbol, api in API_SYMBOLS.items()}
+MAX_PROCESSES = 4096
+"""Room in the map ``targets`` of bpf/sched.bpf.c and bpf/bcc.c."""
 _STEADY_NS = 200_000  # a read of the threads map that takes longer was interrupted
 _Struct = TypeVar("_Struct", bound=ct.Structure)
 _Versioned = TypeVar("_Versioned", layout.Thread, layout.Launcher)
@@ -56,13 +59,27 @@ class Accounts:
         self._hints: dict[int, State] = {}
         self._irq_names = decode.IrqNames(proc.irq_names)
         self._epoch = 0
+        self._unseeded = 0
 
     def add_process(self, pid: int) -> None:
-        """Account all threads of a process, now and to come. Raises TargetGoneError."""
+        """Account all threads of a process, now and to come. Raises MeasureError, TargetGoneError."""
         # first the filter, then the scan: a thread born in between is seen by its fork
         proc.thread_ids(pid)
-        self._maps["targets"].update(ct.c_uint32(pid), ct.c_uint32(1))
-        for tid in proc.thread_ids(pid):
+        try:
+            self._maps["targets"].update(ct.c_uint32(pid), ct.c_uint32(1))
+        except OSError as e:
+            if e.errno != errno.E2BIG:
+                raise
+            raise MeasureError(
+                f"the targets have more than {MAX_PROCESSES:,} processes: too many to follow",
+                "name fewer, by --pid, --match or a smaller --cgroup",
+            ) from e
+        try:
+            tids = proc.thread_ids(pid)
+        except TargetGoneError:
+            self.end_process(pid)
+            raise
+        for tid in tids:
             self._seed(pid, tid)
 
     def _seed(self, pid: int, tid: int) -> None:
@@ -80,8 +97,14 @@ class Accounts:
             tgid=pid,
             comm=stat.comm.encode()[:15],
         )
-        with suppress(OSError):  # a full map is counted where threads are born, and shown here
+        try:
             self._maps["threads"].update(ct.c_uint32(tid), entry, only_new=True)
+        except OSError:  # the map is full
+            self._unseeded += 1
+
+    def end_process(self, pid: int) -> None:
+        """Take the pid, which may soon be a stranger's, out of the filter; totals stay."""
+        self._maps["targets"].delete(ct.c_uint32(pid))
 
     def remove_process(self, pid: int) -> None:
         """Forget a process, its threads and launchers."""
@@ -136,11 +159,18 @@ class Accounts:
             }
             if "launchers" in maps
             else None,
-            losses={
-                name: sum(maps["losses"].per_cpu(row, ct.c_uint64)) for row, name in enumerate(layout.LOSSES)
-            },
+            losses=self._read_losses(),
             steal_ns=proc.steal_ns(),
         )
+
+    def _read_losses(self) -> dict[str, int]:
+        losses = {
+            name: sum(self._maps["losses"].per_cpu(row, ct.c_uint64))
+            for row, name in enumerate(layout.LOSSES)
+        }
+        # the kernel counts threads that are born, user space those that were there before
+        losses["threads"] += self._unseeded
+        return losses
 
     def _read_threads(self) -> dict[int, ThreadTotals]:
         for _ in range(5):

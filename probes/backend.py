@@ -12,6 +12,8 @@ from quietcore.probes.readings import Outlier, Snapshot
 
 BackendName = Literal["libbpf", "bcc", "procfs"]
 NAMES: tuple[BackendName, ...] = ("libbpf", "bcc", "procfs")
+CALIBRATION_ID = 63
+"""The api id that calibrates probes, a launch: no API has it, so that a stray count is not mistaken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,11 @@ class Backend(Protocol):
     def add_cgroup(self, cgroup_id: int) -> None:
         """Account processes that will be forked in a cgroup (id in the cpu hierarchy)."""
 
+    def end_process(self, pid: int) -> None:
+        """A process is over: whoever gets its pid next is a stranger. Its totals stay."""
+
     def remove_process(self, pid: int) -> None:
-        """Forget a process."""
+        """Forget a process and its totals."""
 
     def attach_cuda(self, pid: int, path: str, probes: Sequence[Probe]) -> UprobeLink:
         """Set uprobes in the library at ``path`` for one process."""
@@ -132,8 +137,8 @@ def open_backend(name: str = "auto", refused: list[BackendUnavailableError] | No
     return _start(NAMES[-1])
 
 
-def _start(name: str) -> Backend:
-    backend: Backend
+def check_namespace(name: str) -> None:
+    """Raise BackendUnavailableError where a backend would take the numbers of other processes for ours."""
     if name in NAMES[:-1] and not proc.in_first_pid_namespace():
         raise BackendUnavailableError(
             name,
@@ -141,6 +146,11 @@ def _start(name: str) -> Backend:
             "this process is in a container's pid namespace, and BPF sees the host's process ids",
             "start the container with the host's pid namespace (docker --pid=host, Kubernetes hostPID)",
         )
+
+
+def _start(name: str) -> Backend:
+    backend: Backend
+    check_namespace(name)
     # imported here: ctypes bindings and bcc are not free
     if name == "libbpf":
         from quietcore.probes.core import CoreBackend

@@ -20,7 +20,6 @@ from quietcore.probes.accounts import Accounts, program_status
 from quietcore.probes.backend import BackendName, Events, Probe, ProcessEvent, ProgramStatus, UprobeLink
 from quietcore.probes.bcc_kernel import BccMap, PerfEvent
 from quietcore.probes.bcc_toolchain import unavailable
-from quietcore.probes.cuda_libs import API_CLASSES, API_SYMBOLS
 from quietcore.probes.errors import BackendUnavailableError
 from quietcore.probes.readings import Snapshot, ThreadTotals
 
@@ -43,7 +42,7 @@ _EVENTS = {
         "sched_switch",
     ),
 }
-_CLASSES = {api.api_id: API_CLASSES.index(api.api_class) for api in API_SYMBOLS.values()}
+_CLASSES = toolchain.api_classes()
 
 
 class _Target(ct.Structure):
@@ -147,6 +146,11 @@ class BccBackend:
 
     def add_cgroup(self, cgroup_id: int) -> None:
         """Nothing: see ``missing``. Forks of targets are followed all the same."""
+
+    def end_process(self, pid: int) -> None:
+        """A process is over; its totals stay."""
+        self._known.pop(pid, None)
+        self._accounts.end_process(pid)
 
     def remove_process(self, pid: int) -> None:
         """Forget a process and its threads."""

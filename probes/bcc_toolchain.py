@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from quietcore.probes import layout
+from quietcore.probes.backend import CALIBRATION_ID
 from quietcore.probes.cuda_libs import API_CLASSES, API_SYMBOLS
 from quietcore.probes.errors import BackendUnavailableError
 
@@ -202,10 +203,15 @@ def source_text(local_vectors: Sequence[str]) -> str:
     for name in local_vectors:
         number = layout.VECTORS.index(name)
         lines += [f"VECTOR_ENTRY({name}, {number})", f"VECTOR_EXIT({name}, {number})"]
-    for api in API_SYMBOLS.values():
-        cookie = api.api_id | API_CLASSES.index(api.api_class) << 8
-        lines.append(f"CUDA_ENTRY({api.api_id}, {cookie:#x})")
+    for api_id, api_class in api_classes().items():
+        lines.append(f"CUDA_ENTRY({api_id}, {api_id | api_class << 8:#x})")
     return text + "\n" + "\n".join(lines) + "\n"
+
+
+def api_classes() -> dict[int, int]:
+    """Numbers of class by api id: all that have an entry program, which are loaded when they are attached."""
+    classes = {api.api_id: API_CLASSES.index(api.api_class) for api in API_SYMBOLS.values()}
+    return classes | {CALIBRATION_ID: API_CLASSES.index("launch")}
 
 
 def declared_maps(text: str) -> set[str]:

@@ -31,6 +31,8 @@ _EVENTS: dict[int, Literal["fork", "exec", "exit"]] = {
 OUTLIER_NS = 1_000_000
 # from 6.6, but before 6.10 its pid filter let pass the main thread only (46ba0e49b642)
 _MULTI_KERNEL = (6, 10)
+# bpf_get_attach_cookie; distributions have ported it back to older ones
+_COOKIE_KERNEL = (5, 15)
 
 
 def kernel_version() -> tuple[int, int]:
@@ -68,6 +70,7 @@ class CoreBackend:
         self._uprobes: list[Link] = []
         self._ring: RingBuffer | None = None
         self._multi = kernel_version() >= _MULTI_KERNEL
+        self._cuda_refused: BackendUnavailableError | None = None
 
     def start(self) -> None:
         """Load and attach scheduler and interrupt programs. Raises BackendUnavailableError."""
@@ -127,6 +130,11 @@ class CoreBackend:
         """Account processes that are forked in a cgroup."""
         self._maps["target_cgroups"].update(ct.c_uint64(cgroup_id), ct.c_uint32(1))
 
+    def end_process(self, pid: int) -> None:
+        """A process is over; its totals stay."""
+        # the exit program has done it, except where the process ended while it was added
+        self._accounts.end_process(pid)
+
     def remove_process(self, pid: int) -> None:
         """Forget a process, its threads and launchers."""
         self._accounts.remove_process(pid)
@@ -183,22 +191,32 @@ class CoreBackend:
         return Link(detach)
 
     def _load_cuda(self) -> None:
+        """Raises BackendUnavailableError: each time, once the kernel has refused."""
         if "cuda" in self._objects:
             return
+        if self._cuda_refused:
+            raise self._cuda_refused
         cuda = BpfObject(self.library, OBJECTS / "cuda.bpf.o", self._maps)
-        self._objects["cuda"] = cuda
         if self._multi:
             cuda.set_multi({"cuda_entry", "cuda_return"})
-        cuda.load()
+        try:
+            cuda.load()
+        except BackendUnavailableError as e:
+            cuda.close()
+            if kernel_version() < _COOKIE_KERNEL:
+                cause = "CUDA probes need kernel 5.15 (attach cookies)"
+                e = BackendUnavailableError("libbpf", "load", cause, "use --backend bcc", e.detail)
+            self._cuda_refused = e
+            raise e from None
+        self._objects["cuda"] = cuda
         self._maps.update(cuda.maps | self._maps)
 
     def count_launches(self, enabled: bool) -> None:
         """Switch counting at attached probes on or off; on, intervals begin afresh.
 
         Probes come and go one by one, so a stretch that is counted begins after the last is
-        attached and ends before the first is detached.
+        attached and ends before the first is detached. Needs a probe to have been attached.
         """
-        self._load_cuda()
         self._accounts.count_launches(enabled, OUTLIER_NS)
 
     def probe_hits(self) -> dict[int, int]:

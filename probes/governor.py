@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quietcore.probes.backend import Backend, Probe, UprobeLink
+from quietcore.probes.backend import CALIBRATION_ID, Backend, Probe, UprobeLink
 from quietcore.probes.errors import MeasureError
 
 SELF_TEST = Path(__file__).parent / "_built" / "libselftest.so"
@@ -28,6 +28,8 @@ CHECK_S = 0.25
 """Time between looks at the cost while the probes are on."""
 DEFAULT_COST_NS = 1_300.0
 """Entry and return of one call on an emulated instruction, where calibration is impossible."""
+STEP_FACTOR = 14
+"""How much dearer the pair is on an instruction that the kernel must step over."""
 _CALIBRATION_CALLS = 2_000
 
 
@@ -68,9 +70,10 @@ class Governor:
     budget: float | None
     cost_ns: float = DEFAULT_COST_NS
     stretches: list[Stretch] = field(default_factory=list)
-    refused: dict[tuple[int, str], MeasureError] = field(default_factory=dict)
     _sites: dict[tuple[int, str], Site] = field(default_factory=dict)
     _links: dict[tuple[int, str], UprobeLink] = field(default_factory=dict)
+    _files: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    _lost: list[tuple[Site, MeasureError]] = field(default_factory=list)
     _on_since: int = 0
     _on_s: float = MIN_ON_S
     _deadline: float = 0.0
@@ -90,25 +93,34 @@ class Governor:
         return self._deadline if self._sites else float("inf")
 
     def add(self, site: Site) -> None:
-        """Probe a library of a process from now on."""
-        key = (site.pid, site.path)
-        if key in self._sites or key in self.refused:
+        """Probe a library of a process from now on. Raises MeasureError: it cannot be, and is forgotten."""
+        if (site.pid, site.path) in self._sites:
             return
-        if not self._sites:
-            self._began = time.monotonic()
-        self._sites[key] = site
-        if self._on_since:
-            self._attach(key)
-            self.backend.count_launches(True)
-        else:
+        self._began = self._began or time.monotonic()
+        try:
+            self._attach(site)
+        finally:
+            # also if it was refused: a calibration in between has switched counting off
+            if self._on_since:
+                self.backend.count_launches(True)
+        if not self._on_since:
             self._switch_on()
 
     def remove(self, pid: int) -> None:
         """A process is gone, and its probes with it."""
         for key in [k for k in self._sites if k[0] == pid]:
             del self._sites[key]
+            self._files.pop(key, None)
             if link := self._links.pop(key, None):
                 link.close()
+        if self._on_since and not self._links:
+            self.backend.count_launches(False)
+            self._end_stretch()
+
+    def take_lost(self) -> list[tuple[Site, MeasureError]]:
+        """Sites whose probes were on before and could not be set again, since the last call: forgotten."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def tick(self) -> None:
         """Do what is due."""
@@ -146,19 +158,28 @@ class Governor:
         return max(cost.values(), default=0.0) / elapsed
 
     def _switch_on(self) -> None:
-        for key in list(self._sites):
-            self._attach(key)
+        for key in [k for k in self._sites if k not in self._links]:
+            site = self._sites.pop(key)
+            try:
+                self._attach(site)
+            except MeasureError as e:
+                self._lost.append((site, e))
+        if not self._links:
+            return
         self.backend.count_launches(True)
         self._on_since = self._checked_at = time.monotonic_ns()
         self._deadline = time.monotonic() + self._on_s
 
-    def _attach(self, key: tuple[int, str]) -> None:
-        site = self._sites[key]
-        try:
-            self._links[key] = self.backend.attach_cuda(site.pid, site.path, site.probes)
-        except MeasureError as e:
-            self.refused[key] = e
-            del self._sites[key]
+    def _attach(self, site: Site) -> None:
+        key = (site.pid, site.path)
+        before, file = self._files.pop(key, None), _file_at(site.path)
+        # a trap at an offset that is another file's would break the target
+        if before and file and before != file:
+            raise MeasureError(f"another file is now at {site.path}")
+        self._links[key] = self.backend.attach_cuda(site.pid, site.path, site.probes)
+        self._sites[key] = site
+        if file:
+            self._files[key] = file
 
     def _switch_off(self) -> None:
         self.backend.count_launches(False)
@@ -197,7 +218,7 @@ def calibrate(backend: Backend, *, single_step: bool = False) -> float:
 
     Args:
         single_step: measure a first instruction that the kernel must step over instead of
-            one that it emulates (about fourteen times as much).
+            one that it emulates.
 
     Raises:
         MeasureError: the probes cannot be attached.
@@ -214,8 +235,7 @@ def calibrate(backend: Backend, *, single_step: bool = False) -> float:
 
     plain = per_call()
     pid = os.getpid()
-    # the last id: no API has it, so a stray count could not be mistaken
-    probe = Probe(symbol_offset(SELF_TEST, name), 63, 0, return_safe=True)
+    probe = Probe(symbol_offset(SELF_TEST, name), CALIBRATION_ID, 0, return_safe=True)
     link = backend.attach_cuda(pid, str(SELF_TEST), [probe])
     try:
         backend.count_launches(True)
@@ -224,6 +244,15 @@ def calibrate(backend: Backend, *, single_step: bool = False) -> float:
         backend.count_launches(False)
         link.close()
         backend.remove_process(pid)
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Device and inode, ``None`` if there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def symbol_offset(path: Path, symbol: str) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 from quietcore.probes.errors import TargetGoneError
 
 PROC = Path("/proc")
+OVER = "ZX"
+"""States of a thread that will not run again."""
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -25,12 +27,12 @@ class TaskStat:
 
 
 def read_stat(pid: int, tid: int | None = None) -> TaskStat | None:
-    """The stat line of a process, or of one of its threads; ``None`` if it is gone."""
+    """The stat line of a process, or of one of its threads; ``None`` if it is gone or hidden (hidepid)."""
     path = f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"
     try:
         with open(path, "rb") as f:
             line = f.read().decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # comm may hold spaces and parentheses: it ends at the last one
     head, _, tail = line.rpartition(")")
@@ -45,6 +47,26 @@ def thread_ids(pid: int) -> list[int]:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except (FileNotFoundError, ProcessLookupError):
         raise TargetGoneError(f"process {pid} does not exist", "look it up again with ps or pgrep") from None
+
+
+def has_ended(pid: int, started: int | None = None) -> bool:
+    """Whether a process is over: gone, all its threads ended, or its number another's by now.
+
+    The main thread may end before the others: it is a zombie then, while the process lives.
+
+    Args:
+        started: when the process that is meant began (clock ticks since boot), ``None`` for whoever it is.
+    """
+    stat = read_stat(pid)
+    if stat is None or started not in (None, stat.started):
+        return True
+    if stat.state not in OVER:
+        return False
+    try:
+        threads = [read_stat(pid, tid) for tid in thread_ids(pid)]
+    except (TargetGoneError, PermissionError):
+        return True
+    return all(thread is None or thread.state in OVER for thread in threads)
 
 
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
@@ -64,23 +86,23 @@ def process_ids() -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes forked by any thread of ``pid`` that still live; empty if it is gone."""
+    """Processes forked by any thread of ``pid`` that still live; empty if it is gone or hidden."""
     found: list[int] = []
     try:
         for tid in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{tid}/children", "rb") as f:
                 found += map(int, f.read().split())
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         pass
     return found
 
 
 def thread_group(tid: int) -> int | None:
-    """The process that a thread belongs to; ``None`` if it is gone."""
+    """The process that a thread belongs to; ``None`` if it is gone or hidden."""
     try:
         with open(f"/proc/{tid}/status", "rb") as f:
             return next((int(line.split()[1]) for line in f if line.startswith(b"Tgid:")), None)
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
 
 
@@ -94,11 +116,11 @@ def command_line(pid: int) -> str:
 
 
 def comm(pid: int) -> str:
-    """The name of a process or thread; empty if it is gone."""
+    """The name of a process or thread; empty if it is gone or hidden."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as f:
             return f.read().decode(errors="replace").rstrip("\n")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return ""
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -37,7 +36,6 @@ _HIDDEN = (
 )
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _MAX_ENDED = 8192
-_OVER = "ZX"  # states of a thread that will not run again
 
 
 class _Counters(NamedTuple):
@@ -113,7 +111,7 @@ class ProcfsBackend:
             TargetGoneError: no such process, or it is hidden from this user.
             MeasureError: its schedstat cannot be read.
         """
-        stat = _read_process(pid)
+        stat = proc.read_stat(pid)
         known = self._processes.get(pid)
         if stat and known and known.started == stat.started:
             return
@@ -146,6 +144,9 @@ class ProcfsBackend:
         self._drop(pid)
         self._ended = {tid: totals for tid, totals in self._ended.items() if totals.tgid != pid}
 
+    def end_process(self, pid: int) -> None:
+        """Nothing: each snapshot compares start times, and the next one tells of the end."""
+
     def _drop(self, pid: int) -> None:
         process = self._processes.pop(pid, None)
         if process:
@@ -172,7 +173,7 @@ class ProcfsBackend:
         self._follow()
         threads: dict[int, ThreadTotals] = {}
         for pid, process in list(self._processes.items()):
-            stat = _read_process(pid)
+            stat = proc.read_stat(pid)
             same = stat is not None and stat.started == process.started
             threads |= self._scan(pid, process) if same else _end(process.threads.values())
             if not same or all(thread.over for thread in process.threads.values()):
@@ -221,7 +222,7 @@ class ProcfsBackend:
 
     def _adopt(self, pid: int, since: int) -> bool:
         """Account a process, from its birth if that was after ``since``. False if it is known or gone."""
-        stat = _read_process(pid)
+        stat = proc.read_stat(pid)
         if pid in self._processes or pid in self._forgotten or stat is None:
             return False
         # all its children are born under our eyes
@@ -274,7 +275,7 @@ class ProcfsBackend:
         if thread.over:
             return None
         thread.last = counters
-        thread.over = stat.state in _OVER
+        thread.over = stat.state in proc.OVER
         thread.totals = _totals(stat, pid, tid, now, thread)
         return thread.totals
 
@@ -325,15 +326,8 @@ def _end(threads: Iterable[_Thread]) -> dict[int, ThreadTotals]:
     return ended
 
 
-def _read_process(pid: int) -> proc.TaskStat | None:
-    try:
-        return proc.read_stat(pid)
-    except PermissionError:  # hidepid=1
-        return None
-
-
 def _started(pid: int) -> int | None:
-    stat = _read_process(pid)
+    stat = proc.read_stat(pid)
     return stat.started if stat else None
 
 
@@ -352,9 +346,7 @@ def _children(parents: Iterable[int]) -> list[int]:
     """Processes forked by ``parents`` that still live."""
     wanted = set(parents)
     if _has_children_file():
-        with suppress(PermissionError):
-            return [child for pid in wanted for child in proc.children(pid)]
-        return []
+        return [child for pid in wanted for child in proc.children(pid)]
     # a kernel without CONFIG_PROC_CHILDREN
-    stats = (_read_process(pid) for pid in proc.process_ids())
+    stats = (proc.read_stat(pid) for pid in proc.process_ids())
     return [stat.pid for stat in stats if stat and stat.parent in wanted]

@@ -43,7 +43,8 @@ def command(duration: float) -> None:
         click.echo(f"{len(found)} processes on this host use CUDA: diagnosing them.\n")
         from quietcore.agent.cli.diagnose import command as diagnose
 
-        diagnose.main(["--duration", str(duration)])  # exits
+        with diagnose.make_context("diagnose", ["--duration", str(duration)]) as context:
+            diagnose.invoke(context)  # exits
     if not (BUILT / "launcher").exists():
         raise MeasureError("the demo's launcher was not built", "python probes/_compile.py")
     _run(duration)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quietcore.agent import targets
 from quietcore.agent.cli.exit_codes import CANNOT_MEASURE, FOUND, HEALTHY
 from quietcore.agent.verdict import THRESHOLD, Outcome
+
+if TYPE_CHECKING:
+    from quietcore.agent.session import Session
 
 _Parameter = click.Parameter | None
 _Context = click.Context | None
@@ -91,7 +97,10 @@ def command(
 
     Without --pid, --match or --cgroup: every process on the host that uses CUDA.
 
-    Exit codes: 0 no interference, 1 interference, 2 wrong usage, 3 cannot measure.
+    Ctrl-C ends the measurement early: what was measured until then is judged.
+
+    Exit codes: 0 no interference, 1 interference, 2 wrong usage, 3 cannot measure, 130 interrupted
+    before the measurement began.
     """
     chosen = _choose(pid, match, cgroup)
     # not needed for --help or a wrong option
@@ -104,18 +113,19 @@ def command(
     with Session(open_backend(backend, refused), chosen, budget) as session:
         session.notes += [(None, f"not used: {e}") for e in refused]
         session.start()
-        if not as_json and sys.stderr.isatty():
-            with click.progressbar(length=int(duration * 10), label="measuring", file=sys.stderr) as bar:
-                done = 0
+        with _ending_at_ctrl_c(session):
+            if not as_json and sys.stderr.isatty():
+                with click.progressbar(length=int(duration * 10), label="measuring", file=sys.stderr) as bar:
+                    done = 0
 
-                def advance(seconds: float) -> None:
-                    nonlocal done
-                    bar.update(int(seconds * 10) - done)
-                    done = int(seconds * 10)
+                    def advance(seconds: float) -> None:
+                        nonlocal done
+                        bar.update(int(seconds * 10) - done)
+                        done = int(seconds * 10)
 
-                found = diagnose(session, duration, threshold=threshold, progress=advance)
-        else:
-            found = diagnose(session, duration, threshold=threshold)
+                    found = diagnose(session, duration, threshold=threshold, progress=advance)
+            else:
+                found = diagnose(session, duration, threshold=threshold)
 
     from quietcore.agent.report import document, terminal
 
@@ -127,6 +137,23 @@ def command(
     if Outcome.INTERFERENCE in outcomes:
         sys.exit(FOUND)
     sys.exit(HEALTHY if Outcome.NOT_CPU in outcomes else CANNOT_MEASURE)
+
+
+@contextlib.contextmanager
+def _ending_at_ctrl_c(session: Session) -> Iterator[None]:
+    """The first Ctrl-C ends the measurement, the second one the program."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        session.stop()
+        signal.signal(signal.SIGINT, before)
+
+    if before is not signal.SIG_IGN:  # a shell's background job: Ctrl-C is meant for others
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _choose(pid: int | None, match: re.Pattern[str] | None, cgroup: str | None) -> list[targets.Target]:

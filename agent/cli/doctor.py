@@ -33,14 +33,17 @@ def command(pid: int | None, as_json: bool, verbose: bool) -> None:
 
     Every backend is tried for real, in this order: libbpf (with each flavour of its hooks), bcc, procfs.
 
-    Exit codes: 0 the default backend works and nothing is wrong, 1 a check found something to
-    mend, 2 wrong usage, 3 no BPF backend works: quietcore cannot measure as root would.
+    Exit codes: 0 the default backend works and no check failed (warnings may stand), 1 a check
+    failed, 2 wrong usage, 3 no BPF backend works: quietcore cannot measure as root would.
     """
     from quietcore.probes.host import check_host
     from quietcore.probes.selftest import check_backends
 
     if pid is not None:
-        targets.by_pid(pid)  # says so if there is none
+        target = targets.by_pid(pid)  # says so if there is none
+        pid = next(iter(target.processes))
+        if target.note:
+            click.echo(f"quietcore: {target.note}", err=True)
     backends = []
     for check in check_backends():
         backends.append(check)

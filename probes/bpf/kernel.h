@@ -54,6 +54,14 @@ struct thread_info {
 	__u32 cpu; /* 5.16+ */
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct signal_struct {
+	atomic_t live; /* threads of the process that have not begun to exit */
+};
+
 struct task_struct {
 	struct thread_info thread_info;
 	unsigned int __state; /* 5.14+ */
@@ -61,6 +69,7 @@ struct task_struct {
 	int pid;
 	int tgid;
 	char comm[16];
+	struct signal_struct *signal;
 	struct css_set *cgroups;
 	struct sched_entity se;
 	bool throttled; /* 6.18+: tasks are throttled one by one */

@@ -120,13 +120,18 @@ static __always_inline int handle_exec(struct task_struct *task)
 	return 0;
 }
 
-/* The leader's exit: the process is over, or becomes a zombie leader that user space looks at. */
+/*
+ * The last thread's exit, which need not be the leader's. From here on the number may become
+ * a stranger's, who is no target: user space would be too late to say so.
+ */
 static __always_inline int handle_exit(struct task_struct *task)
 {
 	__u32 tgid = BPF_CORE_READ(task, tgid);
 
-	if (BPF_CORE_READ(task, pid) == (int)tgid && map_lookup(targets, &tgid))
-		tell(EVENT_EXIT, tgid, tgid);
+	if (!map_lookup(targets, &tgid) || BPF_CORE_READ(task, signal, live.counter))
+		return 0;
+	map_delete(targets, &tgid);
+	tell(EVENT_EXIT, tgid, tgid);
 	return 0;
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.doubles import BUILT, CLI, attached_programs, launcher, quietcore, running
@@ -85,6 +88,34 @@ def test_foreign_pid_namespace() -> None:
             check=False,
         )
     assert_one_line(result, 3, "does not exist in this pid namespace")
+
+
+def doctor_in(*unshared: str, before: str = ":") -> tuple[int, dict[str, Any]]:
+    """Exit code of doctor in namespaces of its own, and what it says of each backend."""
+    script = f"{before} && exec {sys.executable} -m quietcore.agent.cli doctor --json"
+    result = subprocess.run(
+        ["unshare", *unshared, "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.stderr == ""
+    return result.returncode, {
+        f"{check['backend']} {check['flavour']}".strip(): check
+        for check in json.loads(result.stdout)["backends"]
+    }
+
+
+def test_doctor_in_a_container_pid_namespace() -> None:
+    code, checks = doctor_in("--pid", "--fork", "--mount-proc")
+    assert code == 3
+    assert {name for name, check in checks.items() if check["step"] == "namespace"} == checks.keys() - {
+        "procfs"
+    }
+
+
+def test_doctor_where_proc_sys_is_read_only() -> None:
+    _, checks = doctor_in(
+        "--mount", before="mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys"
+    )
+    assert checks["libbpf btf"]["ok"], checks["libbpf btf"]
 
 
 def test_no_permission() -> None:
@@ -169,7 +200,8 @@ def test_target_killed_at_once() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_interrupted_by_the_user(tmp_path: Path) -> None:
+def interrupted(after: float) -> tuple[int, str, str]:
+    """Exit code, output and errors of a diagnosis that meets Ctrl-C."""
     with launcher("--duration", "600") as victim:
         process = subprocess.Popen(
             [*CLI, "diagnose", "--pid", str(victim.pid), "--duration", "60"],
@@ -177,11 +209,28 @@ def test_interrupted_by_the_user(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(2)
+        time.sleep(after)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=10)
-    assert "Traceback" not in errors
-    assert process.returncode != 0
+        output, errors = process.communicate(timeout=10)
+    return process.returncode, output, errors
+
+
+def test_interrupted_by_the_user() -> None:
+    code, output, errors = interrupted(after=5)
+    assert errors == ""
+    assert code in (0, 1), output
+    assert "critical threads" in output
+    assert re.search(r"stopped after \d\.\d s of 60 s", output)
+
+
+def test_output_that_nobody_reads() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with launcher("--duration", "600") as victim:
+        command = [*CLI, "diagnose", "--pid", str(victim.pid), "--duration", "1", "--json"]
+        result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert_one_line(result, 3, "closed")
 
 
 def test_killed_agent_leaves_nothing() -> None:

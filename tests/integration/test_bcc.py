@@ -24,6 +24,7 @@ from quietcore.probes.backend import Probe, ProgramStatus
 from quietcore.probes.bcc import BccBackend
 from quietcore.probes.cuda_libs import API_CLASSES, API_SYMBOLS, CudaLibrary, find_libraries, probe_sites
 from quietcore.probes.durations import Theft
+from quietcore.probes.governor import calibrate
 from quietcore.probes.readings import Window
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "agent" / "_built" / "launcher"
@@ -208,6 +209,12 @@ def test_batches_and_single_keys_read_the_same(backend: BccBackend, measured: Me
     )
     assert len(first) > 3
     assert first <= second <= third
+
+
+def test_the_cost_of_probes_is_calibrated(backend: BccBackend) -> None:
+    emulated, stepped = calibrate(backend), calibrate(backend, single_step=True)
+    assert 100 < emulated < stepped < 1_000_000
+    assert os.getpid() not in backend.probe_hits()
 
 
 # Waits for a line, then forks a child that spins a while without giving up its CPU, starts a thread and

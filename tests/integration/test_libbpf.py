@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -226,6 +229,78 @@ def test_forked_python_child_is_followed() -> None:
         found = measure(targets.by_pid(parent.pid), 2)
     born = {t.tgid for t in found.whole.threads.values()} - {parent.pid}
     assert len(born) >= 5
+
+
+WITH_CHILD = """
+import subprocess, time
+child = subprocess.Popen(["sleep", "60"])
+print(child.pid, flush=True)
+child.wait()
+print("reaped", flush=True)
+time.sleep(60)
+"""
+# comes and goes with children of its own
+STRANGER = ("/bin/sh", "-c", "while sleep 0.02; do :; done")
+
+
+@contextlib.contextmanager
+def running_as(pid: int, *command: str) -> Iterator[None]:
+    """A process of our own that gets a certain number."""
+    for _ in range(100):
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        with running(*command) as process:
+            if process.pid == pid:
+                yield
+                return
+    pytest.skip(f"somebody else is always faster to get the number {pid}")
+
+
+def test_a_stranger_with_the_pid_of_a_dead_process_is_no_target() -> None:
+    if not Path("/proc/sys/kernel/ns_last_pid").exists():
+        pytest.skip("needs a kernel with CONFIG_CHECKPOINT_RESTORE")
+    with running(sys.executable, "-c", WITH_CHILD) as parent:
+        assert parent.process.stdout is not None
+        child = int(parent.process.stdout.readline())
+        target = targets.by_pid(parent.pid)
+        with Session(open_backend("libbpf"), [target], None) as session:
+            session.start()
+            assert set(target.processes) == {parent.pid, child}
+            os.kill(child, signal.SIGKILL)
+            assert parent.process.stdout.readline() == "reaped\n"
+            # before user space has looked at any event
+            with running_as(child, *STRANGER):
+                list(session.run(2))
+                assert set(target.processes) == {parent.pid}
+                assert not target.owns(child)
+                threads = session.whole.threads
+    assert {t.tgid for t in threads.values()} <= {parent.pid, child}
+    assert threads[child].ended
+    assert threads[child].comm == "sleep"
+
+
+# Sleeps with the library loaded, then becomes a launcher, in whose address space the library lies elsewhere.
+SECOND_LIFE = f"""
+import ctypes, os, time
+library = ctypes.CDLL("{BUILT}/libcuda.so.1")
+print("ready", flush=True)
+time.sleep(2)
+os.execv("{BUILT}/launcher", ["launcher", "--duration", "60", "--tokens-per-second", "20"])
+"""
+
+
+def test_a_server_that_executes_itself_anew_is_probed_again() -> None:
+    """Within a budget: each stretch opens the library by its mapping, and the old one is gone."""
+    with running(sys.executable, "-c", SECOND_LIFE) as server:
+        assert server.process.stdout is not None
+        server.process.stdout.readline()
+        with Session(open_backend("libbpf"), [targets.by_pid(server.pid)], 0.005) as session:
+            session.start()
+            assert session.governor.active
+            steps = list(session.run(12))
+            assert session.governor.active
+    late = [launch_count(la) for step in steps[-5:] for la in (step.window.launchers or {}).values()]
+    assert sum(late) > 100
+    assert any("may have been missed" in text for _, text in session.notes)
 
 
 def test_nothing_is_left_attached() -> None:
