@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quietcore.agent.attribution import Account, Culprit
+from quietcore.agent.culprits import named
 
 THRESHOLD = 0.02
 """Interference from here on; below it is the normal murmur of a host."""
@@ -16,8 +17,6 @@ MIN_WALL_S = 0.9
 MIN_DEMAND = 0.005
 """A target that wanted a CPU for a smaller part of the time was idle: nothing to lose."""
 MIN_LAUNCHES = 100
-NAMED = 3
-"""Culprits named in a verdict: those with at least a tenth of the whole, this many at most."""
 # Student's t, two-sided 95 %, for 1..30 degrees of freedom; 1.96 beyond
 _T95 = (
     12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13,
@@ -63,11 +62,15 @@ def _names(culprits: Sequence[Culprit]) -> str:
 
 
 def culprit_name(culprit: Culprit) -> str:
-    """For people: ``stress-ng-cpu [4711]``, ``softirq NET_RX``, ``CPU quota of /engine``."""
+    """For people: ``stress-ng-cpu [4711]``, ``cc1 x40``, ``softirq NET_RX``, ``CPU quota of /engine``."""
     if culprit.kind == "quota":
         return f"CPU quota of {culprit.name}" if culprit.name else "CPU quota"
     if culprit.kind in ("process", "kernel thread"):
         return f"{culprit.name} [{culprit.pid}]"
+    if culprit.kind in ("processes", "kernel threads"):
+        return f"{culprit.name} x{culprit.count}"
+    if culprit.kind == "cgroup":
+        return f"{culprit.name} ({culprit.count} processes)"
     return f"{culprit.kind} {culprit.name}"
 
 
@@ -84,14 +87,12 @@ def judge(whole: Account, steps: Sequence[Account], threshold: float = THRESHOLD
     """Judge a target from its account of the whole measurement and of its steps."""
     share = whole.share(whole.interference) or 0.0
     margin = margin_of([s.share(s.interference) or 0.0 for s in steps if s.wall])
-    external = [c for c in whole.culprits if c.ns >= 0.1 * max(whole.interference, 1)]
-    named = tuple(external[:NAMED])
     if reason := _too_little(whole):
-        return Verdict(Outcome.NOT_ENOUGH_DATA, share, margin, named, reason)
+        return Verdict(Outcome.NOT_ENOUGH_DATA, share, margin, named(whole), reason)
     # a single hiccup in one step is no interference: the lower end must stand out, too
     if share >= threshold and share - (margin or 0.0) >= threshold / 4:
-        return Verdict(Outcome.INTERFERENCE, share, margin, named)
-    return Verdict(Outcome.NOT_CPU, share, margin, named, _not_cpu(whole, share, threshold))
+        return Verdict(Outcome.INTERFERENCE, share, margin, named(whole))
+    return Verdict(Outcome.NOT_CPU, share, margin, named(whole), _not_cpu(whole, share, threshold))
 
 
 def _too_little(whole: Account) -> str:
