@@ -1,4 +1,4 @@
-"""The verdict: interference X % ± Y by whom, not the CPU, or not enough data."""
+"""The verdict: interference X % ± Y by whom, not the CPU, not enough data, or cannot tell."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import enum
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quietcore.agent.attribution import Account, Culprit
 from quietcore.agent.culprits import named
+from quietcore.probes import cgroups
 
 THRESHOLD = 0.02
 """Interference from here on; below it is the normal murmur of a host."""
@@ -17,6 +18,10 @@ MIN_WALL_S = 0.9
 MIN_DEMAND = 0.005
 """A target that wanted a CPU for a smaller part of the time was idle: nothing to lose."""
 MIN_LAUNCHES = 100
+RECURS = 2
+"""Whole steps that must reach the threshold by themselves: one may hold a single hiccup."""
+LARGE = 0.1
+"""No hiccup takes this much of a measurement: one step is enough."""
 # Student's t, two-sided 95 %, for 1..30 degrees of freedom; 1.96 beyond
 _T95 = (
     12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13,
@@ -30,6 +35,7 @@ class Outcome(enum.Enum):
     INTERFERENCE = "interference"
     NOT_CPU = "not the CPU"
     NOT_ENOUGH_DATA = "not enough data"
+    CANNOT_TELL = "cannot tell"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,9 @@ class Verdict:
             threads, as a part of their wall time (an upper bound where the work has slack).
         margin: half the 95 % confidence interval of ``share``, from the scatter of the steps;
             ``None`` with fewer than three steps.
-        reason: one sentence for ``not the CPU`` and ``not enough data``.
+            Scheduling is accounted for completely: it says how theft varied, not how well it was seen.
+        culprits: the major ones.
+        reason: one sentence, for all outcomes but interference.
     """
 
     outcome: Outcome
@@ -86,13 +94,25 @@ def margin_of(shares: Sequence[float]) -> float | None:
 def judge(whole: Account, steps: Sequence[Account], threshold: float = THRESHOLD) -> Verdict:
     """Judge a target from its account of the whole measurement and of its steps."""
     share = whole.share(whole.interference) or 0.0
-    margin = margin_of([s.share(s.interference) or 0.0 for s in steps if s.wall])
+    shares = [s.share(s.interference) or 0.0 for s in steps if s.wall]
+    verdict = Verdict(Outcome.NOT_CPU, share, margin_of(shares), named(whole))
     if reason := _too_little(whole):
-        return Verdict(Outcome.NOT_ENOUGH_DATA, share, margin, named(whole), reason)
-    # a single hiccup in one step is no interference: the lower end must stand out, too
-    if share >= threshold and share - (margin or 0.0) >= threshold / 4:
-        return Verdict(Outcome.INTERFERENCE, share, margin, named(whole))
-    return Verdict(Outcome.NOT_CPU, share, margin, named(whole), _not_cpu(whole, share, threshold))
+        return replace(verdict, outcome=Outcome.NOT_ENOUGH_DATA, reason=reason)
+    if share < threshold:
+        return replace(verdict, reason=_not_cpu(whole, share, threshold))
+    if whole.self_contention is None:
+        return replace(verdict, outcome=Outcome.CANNOT_TELL, reason=_cannot_tell(whole, share))
+    if share < LARGE and _disturbed(steps, threshold) < RECURS:
+        reason = f"others took {share:.1%} of the critical threads' time, but in one moment: measure longer"
+        return replace(verdict, outcome=Outcome.NOT_ENOUGH_DATA, reason=reason)
+    return replace(verdict, outcome=Outcome.INTERFERENCE)
+
+
+def _disturbed(steps: Sequence[Account], threshold: float) -> int:
+    """Steps that are interference by themselves; the short rest at the end may be all hiccup."""
+    longest = max((s.end - s.start for s in steps), default=0)
+    whole = [s for s in steps if s.end - s.start >= longest / 2]
+    return sum((s.share(s.interference) or 0.0) >= threshold for s in whole)
 
 
 def _too_little(whole: Account) -> str:
@@ -109,10 +129,23 @@ def _too_little(whole: Account) -> str:
 
 
 def _not_cpu(whole: Account, share: float, threshold: float) -> str:
+    if whole.self_contention is None:
+        return f"the critical threads waited {share:.1%} of their time for a CPU"
     text = f"others took {share:.1%} of the critical threads' time"
-    if share >= threshold:
-        return f"{text}, in single hiccups that may be chance"
-    own = whole.share(whole.self_contention)
-    if own is not None and own >= threshold:
+    own = whole.share(whole.self_contention) or 0.0
+    if own >= threshold:
         text += f"; its own threads took {own:.1%} from each other (self-contention)"
+    return text
+
+
+def _cannot_tell(whole: Account, share: float) -> str:
+    """For a backend that does not see who runs: the target's own threads may have taken all of it."""
+    text = (
+        f"the critical threads waited {share:.1%} of their time for a CPU; "
+        "to see who ran instead, others or their own process, needs root"
+    )
+    if whole.quotas:
+        path = max(whole.quotas, key=lambda path: whole.quotas[path])
+        seconds = whole.quotas[path] / 1e9
+        text += f" (the CPU quota of {cgroups.short_name(path)} held threads back for {seconds:.1f} s)"
     return text

@@ -20,6 +20,7 @@ _STYLE = {
     Outcome.INTERFERENCE: "bold red",
     Outcome.NOT_CPU: "bold green",
     Outcome.NOT_ENOUGH_DATA: "yellow",
+    Outcome.CANNOT_TELL: "yellow",
 }
 _MAX_THREADS = 8
 _MAX_CULPRITS = 6
