@@ -10,7 +10,7 @@ from quietcore.agent.attribution import Account, account, cgroups_of, find_criti
 from quietcore.agent.launches import LaunchReport, report_launches
 from quietcore.agent.session import Session, Step
 from quietcore.agent.targets import Target
-from quietcore.agent.verdict import THRESHOLD, Verdict, judge
+from quietcore.agent.verdict import THRESHOLD, Verdict, judge, judge_threads
 from quietcore.probes.errors import TargetGoneError
 from quietcore.probes.readings import Outlier, Window
 
@@ -87,6 +87,14 @@ def _conclude(session: Session, target: Target, steps: Sequence[Step], threshold
     rest = session.last.since(steps[warm_up[-1]].snapshot) if warm_up else window
     base = of(rest, settled) if warm_up else whole
     verdict = judge(base, [a for i, a in enumerate(accounts) if i not in warm_up], threshold)
+    # found by wake-ups, the one that others wait for is critical by itself
+    if critical[1] == "launches" and len(base.critical) > 1:
+        verdict = judge_threads(
+            verdict,
+            {tid: of(rest, settled, frozenset({tid})) for tid in base.critical},
+            lambda tid: [of(step.window, [step], frozenset({tid})) for step in settled],
+            threshold,
+        )
     seen = sum(step.seen_ns for step in steps)
     probed = session.governor.active or bool(session.governor.stretches)
     return Diagnosis(

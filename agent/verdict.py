@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quietcore.agent.attribution import Account, Culprit
@@ -22,6 +22,8 @@ RECURS = 2
 """Whole steps that must reach the threshold by themselves: one may hold a single hiccup."""
 LARGE = 0.1
 """No hiccup takes this much of a measurement: one step is enough."""
+STANDS_OUT = 1.5
+"""A launch thread speaks for its target when it lost this many times the mean of all."""
 # Student's t, two-sided 95 %, for 1..30 degrees of freedom; 1.96 beyond
 _T95 = (
     12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13,
@@ -39,6 +41,16 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadShare:
+    """The launch thread that lost most: share and margin as in :class:`Verdict`, of its own wall time."""
+
+    tid: int
+    comm: str
+    share: float
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The outcome with its numbers.
 
@@ -48,8 +60,10 @@ class Verdict:
         margin: half the 95 % confidence interval of ``share``, from the scatter of the steps;
             ``None`` with fewer than three steps.
             Scheduling is accounted for completely: it says how theft varied, not how well it was seen.
-        culprits: the major ones.
+        culprits: the major ones; of ``worst`` alone where that is given.
         reason: one sentence, for all outcomes but interference.
+        worst: the launch thread that the verdict is about where one stands out: the slowest rank
+            paces all.
     """
 
     outcome: Outcome
@@ -57,12 +71,16 @@ class Verdict:
     margin: float | None
     culprits: tuple[Culprit, ...]
     reason: str = ""
+    worst: ThreadShare | None = None
 
     def __str__(self) -> str:
         if self.outcome is not Outcome.INTERFERENCE:
             return f"{self.outcome.value}: {self.reason}" if self.reason else self.outcome.value
-        margin = f" ± {self.margin:.1%}" if self.margin is not None else ""
-        return f"interference {self.share:.1%}{margin} by {_names(self.culprits)}"
+        found = self.worst or self
+        margin = f" ± {found.margin:.1%}" if found.margin is not None else ""
+        where = f" in {self.worst.comm} {self.worst.tid}" if self.worst else ""
+        mean = f" (all critical threads: {self.share:.1%})" if self.worst else ""
+        return f"interference {found.share:.1%}{margin}{where} by {_names(self.culprits)}{mean}"
 
 
 def _names(culprits: Sequence[Culprit]) -> str:
@@ -106,6 +124,42 @@ def judge(whole: Account, steps: Sequence[Account], threshold: float = THRESHOLD
         reason = f"others took {share:.1%} of the critical threads' time, but in one moment: measure longer"
         return replace(verdict, outcome=Outcome.NOT_ENOUGH_DATA, reason=reason)
     return replace(verdict, outcome=Outcome.INTERFERENCE)
+
+
+def judge_threads(
+    mean: Verdict,
+    threads: Mapping[int, Account],
+    steps_of: Callable[[int], Sequence[Account]],
+    threshold: float = THRESHOLD,
+) -> Verdict:
+    """Judge again by the launch thread that lost most, if it stands out: a mean hides one slow rank.
+
+    Args:
+        mean: the verdict on all critical threads together.
+        threads: by tid, the account of each alone.
+        steps_of: its steps; called only for a thread that lost more than the threshold.
+    """
+    longest = max((a.end - a.start for a in threads.values()), default=0)
+    shares = {
+        tid: a.share(a.interference) or 0.0
+        for tid, a in threads.items()
+        # of a thread that was there for a moment, a moment is all there is
+        if not _too_little(a) and a.wall >= longest / 2
+    }
+    least = max(threshold, STANDS_OUT * mean.share)
+    for tid in sorted(shares, key=lambda tid: -shares[tid]):
+        if shares[tid] < least:
+            break
+        found = judge(threads[tid], steps_of(tid), threshold)
+        worst = ThreadShare(tid, threads[tid].threads[tid].comm, found.share, found.margin)
+        if found.outcome is Outcome.INTERFERENCE:
+            return replace(
+                mean, outcome=Outcome.INTERFERENCE, culprits=found.culprits, reason="", worst=worst
+            )
+        if mean.outcome is Outcome.NOT_CPU:
+            reason = f"{worst.comm} {tid}: {found.reason}"
+            mean = replace(mean, outcome=Outcome.NOT_ENOUGH_DATA, reason=reason, worst=worst)
+    return mean
 
 
 def _disturbed(steps: Sequence[Account], threshold: float) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.factories import MS, SECOND, SilentBackend, make_snapshot, make_totals
+from tests.unit.factories import MS, SECOND, SilentBackend, make_launcher, make_snapshot, make_totals
 
 from quietcore.agent import targets
 from quietcore.agent.diagnosis import diagnose
@@ -16,7 +16,7 @@ from quietcore.agent.session import Session
 from quietcore.agent.verdict import Outcome
 from quietcore.probes import cgroups
 from quietcore.probes.cgroups import ThrottleStats
-from quietcore.probes.readings import Snapshot
+from quietcore.probes.readings import BlameTotals, Snapshot
 
 
 @pytest.fixture
@@ -64,3 +64,34 @@ def test_each_target_has_its_own_quota(pids: list[int], monkeypatch: pytest.Monk
     assert [d.verdict.outcome for d in found] == [Outcome.INTERFERENCE] * 2
     assert [d.verdict.culprits[0].name for d in found] == ["/top/greedy", "/top/modest"]
     assert [set(d.whole.quotas) for d in found] == [{"/top/greedy"}, {"/top/modest"}]
+
+
+class RanksBackend(SilentBackend):
+    """Eight launching threads of one process, of which a thief disturbs the last."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.seconds = itertools.count()
+
+    def snapshot(self) -> Snapshot:
+        now = next(self.seconds)
+        tids = [self.pid, *range(5_000_001, 5_000_008)]
+        threads = [
+            make_totals(tid, now * SECOND, tgid=self.pid, on_cpu=now * 800 * MS, preempted=now * taken)
+            for tid, taken in zip(tids, [0] * 7 + [120 * MS], strict=True)
+        ]
+        blames = {(tids[-1], 5_000_099): BlameTotals(now * 120 * MS, now, 5_000_099, "thief", 0)}
+        launchers = [make_launcher(tid, self.pid, {"cuLaunchKernel": now * 1000}) for tid in tids]
+        return make_snapshot(now * SECOND, threads, blames=blames, launchers=launchers)
+
+
+def test_one_disturbed_rank_of_eight_is_interference(pids: list[int]) -> None:
+    with Session(RanksBackend(pids[0]), [targets.by_pid(pids[0])], None) as session:
+        session.start()
+        (found,) = diagnose(session, 1)
+    assert found.whole.share(found.whole.interference) == pytest.approx(0.015)
+    assert found.verdict.outcome is Outcome.INTERFERENCE
+    assert found.verdict.worst is not None
+    assert found.verdict.worst.tid == 5_000_007
+    assert found.verdict.worst.share == pytest.approx(0.12)
+    assert found.verdict.culprits[0].name == "thief"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-from tests.unit.factories import MS, SECOND, make_account, make_launcher
+from tests.unit.factories import MS, SECOND, make_account, make_launcher, make_thread
 
 from quietcore.agent.attribution import Account, Culprit
 from quietcore.agent.verdict import (
@@ -14,6 +15,7 @@ from quietcore.agent.verdict import (
     Verdict,
     culprit_name,
     judge,
+    judge_threads,
     margin_of,
 )
 
@@ -152,6 +154,85 @@ class TestWithoutBlame:
         found = judge(whole, [whole] * 10)
         assert found.outcome is Outcome.NOT_CPU
         assert found.reason == "the critical threads waited 1.0% of their time for a CPU"
+
+
+def make_threads(**shares: float) -> Mapping[int, Account]:
+    """The accounts of launch threads, each alone; by name what a thief took of ten seconds."""
+    threads = {tid: make_thread(tid, 7, name, wall=10 * SECOND) for tid, name in enumerate(shares, 7)}
+    launchers = {tid: make_launcher(tid, 7) for tid in threads}
+    return {
+        tid: make_account(
+            run_delay=round(shares[thread.comm] * 10 * SECOND),
+            culprits=[replace(THIEF, name=f"thief of {thread.comm}")],
+            critical=frozenset({tid}),
+            critical_by="launches",
+            launchers=launchers,
+            threads=threads,
+        )
+        for tid, thread in threads.items()
+    }
+
+
+def judge_ranks(
+    threads: Mapping[int, Account], steps: Mapping[int, Sequence[float]] | None = None
+) -> Verdict:
+    """Of all threads together and then by the worst; steady, but for those with ``steps``."""
+    taken = sum(a.run_delay for a in threads.values())
+    some = next(iter(threads.values()))
+    whole = replace(
+        some, wall=len(threads) * 10 * SECOND, run_delay=taken, critical=frozenset(threads), culprits=(THIEF,)
+    )
+    mean = judge(whole, make_steps(*[taken / whole.wall] * 10))
+
+    def steps_of(tid: int) -> Sequence[Account]:
+        share = threads[tid].run_delay / threads[tid].wall
+        return make_steps(*(steps or {}).get(tid, [share] * 10))
+
+    return judge_threads(mean, threads, steps_of)
+
+
+RANKS = {f"rank{i}": 0.0 for i in range(8)}
+
+
+class TestTheSlowestRank:
+    def test_speaks_for_all_where_the_mean_hides_it(self) -> None:
+        found = judge_ranks(make_threads(**{**RANKS, "rank3": 0.1}))
+        assert found.outcome is Outcome.INTERFERENCE
+        assert found.share == pytest.approx(0.0125)
+        assert found.worst is not None
+        assert (found.worst.tid, found.worst.comm) == (10, "rank3")
+        assert found.worst.share == pytest.approx(0.1)
+        assert str(found) == (
+            "interference 10.0% ± 0.0% in rank3 10 by thief of rank3 [99] (all critical threads: 1.2%)"
+        )
+
+    def test_is_not_looked_for_where_all_lost_the_same(self) -> None:
+        found = judge_ranks(make_threads(**dict.fromkeys(RANKS, 0.1)))
+        assert found.outcome is Outcome.INTERFERENCE
+        assert found.worst is None
+        assert str(found) == "interference 10.0% ± 0.0% by thief [99]"
+
+    def test_below_the_threshold_is_no_matter(self) -> None:
+        found = judge_ranks(make_threads(**{**RANKS, "rank3": 0.015}))
+        assert (found.outcome, found.worst) == (Outcome.NOT_CPU, None)
+
+    def test_with_a_single_hiccup_needs_more_data(self) -> None:
+        threads = make_threads(**{**RANKS, "rank3": 0.05})
+        found = judge_ranks(threads, {10: [0.5, *[0.0] * 9]})
+        assert found.outcome is Outcome.NOT_ENOUGH_DATA
+        assert "rank3 10" in found.reason
+
+    def test_with_a_single_hiccup_hides_no_other(self) -> None:
+        threads = make_threads(**{**RANKS, "rank3": 0.05, "rank5": 0.04})
+        found = judge_ranks(threads, {10: [0.5, *[0.0] * 9]})
+        assert found.outcome is Outcome.INTERFERENCE
+        assert found.worst is not None
+        assert found.worst.comm == "rank5"
+
+    def test_that_lived_for_a_moment_is_left_out(self) -> None:
+        threads = dict(make_threads(**RANKS))
+        threads[10] = replace(threads[10], wall=100 * MS, run_delay=50 * MS, on_cpu=50 * MS)
+        assert judge_ranks(threads).outcome is Outcome.NOT_CPU
 
 
 def test_the_margin_is_that_of_the_mean() -> None:
