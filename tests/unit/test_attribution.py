@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,3 +232,8 @@ def test_its_cgroups_are_those_of_its_processes() -> None:
     found = cgroups_of(target)
     assert 4711 in found
     assert len(found) <= 2
+
+
+def test_the_kernel_side_calls_it_the_same() -> None:
+    source = (Path(__file__).parents[2] / "probes" / "bpf" / "account.h").read_text()
+    assert re.findall(r"^#define HELD_BACK (\w+)", source, re.MULTILINE) == [hex(HELD_BACK)]
