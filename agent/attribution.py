@@ -6,14 +6,22 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from quietcore.agent.critical import critical_threads
 from quietcore.agent.targets import Target
-from quietcore.probes import proc
+from quietcore.probes import cgroups, proc
 from quietcore.probes.durations import EMPTY, DurationTotals
+from quietcore.probes.errors import MeasureError
 from quietcore.probes.readings import BlameTotals, Count, LauncherTotals, ThreadWindow, Window
 
 IDLE = 0
+HELD_BACK = 0xFFFFFFFF
+"""Offender where a CPU idled for longer than it takes to wake up (``probes/bpf/account.h``)."""
+PERIOD_NS = 100_000_000
+"""The usual period of a CPU quota: what is held back now counts when the next one begins."""
+MIN_LAUNCHES_SHARE = 0.01
+"""A thread with fewer launches than this part of the busiest one's paces nothing."""
 TICK_HZ = round(1 / time.clock_getres(5))
 """The kernel's tick (CONFIG_HZ), which is what CLOCK_REALTIME_COARSE (5) advances by."""
 LAUNCHES = ("cuLaunch", "cuGraphLaunch", "cudaLaunch", "cudaGraphLaunch")
@@ -24,11 +32,14 @@ class Culprit:
     """Who took time from a target's critical threads.
 
     Attributes:
-        kind: ``process``, ``kernel thread``, ``irq``, ``softirq``, ``vector`` or ``quota``.
+        kind: ``process``, ``kernel thread``, ``irq``, ``softirq``, ``vector``, ``quota`` or ``idle CPU``;
+            of several processes together (:mod:`quietcore.agent.culprits`): ``processes``,
+            ``kernel threads`` or ``cgroup``.
         name: comm of the process, interrupt, or cgroup.
         ns: that it ran while the threads were runnable, or within them.
         threads: by (tid, comm): the same, for processes.
         cgroup: id of its cpu cgroup, 0 if unknown.
+        count: processes that stand together.
     """
 
     kind: str
@@ -37,6 +48,7 @@ class Culprit:
     pid: int = 0
     cgroup: int = 0
     threads: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,8 @@ class Account:
     ``wakeup_latency`` what passed while the CPU still idled, ``tick`` what the kernel's regular timer
     tick took, as on every busy CPU: none of the three is interference.
     ``unattributed`` is waiting for which no culprit was recorded. ``None``: not seen by the backend.
+    ``quotas`` is by cgroup directory, what its CPU quota denied to all its threads; ``own_cgroups`` are
+    the ids of the cpu cgroups that the target lives in.
     """
 
     target: Target
@@ -69,6 +83,8 @@ class Account:
     culprits: tuple[Culprit, ...]
     launchers: Mapping[int, LauncherTotals] | None
     steal_ns: int | None
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    own_cgroups: frozenset[int] = frozenset()
 
     @property
     def stolen(self) -> int:
@@ -112,13 +128,15 @@ def account(
     launching: frozenset[int] = frozenset(),
     critical: tuple[frozenset[int], str] | None = None,
     throttled: Mapping[str, int] | None = None,
+    own_cgroups: frozenset[int] = frozenset(),
 ) -> Account:
     """Account for one target.
 
     Args:
-        launching: threads that were seen to launch at any time of the session: they are critical.
+        launching: threads that launch, see :func:`launching_threads`: they are critical.
         critical: threads found before, to be kept for a part of the same session.
-        throttled: nanoseconds denied by quota, by cgroup, to name the cgroup.
+        throttled: nanoseconds denied by quota in the window, by the cgroups that apply to the target.
+        own_cgroups: ids of the target's cpu cgroups.
     """
     threads = {tid: t for tid, t in window.threads.items() if target.owns(t.tgid)}
     launchers = None
@@ -134,14 +152,19 @@ def account(
 
     run_delay = total(t.split.run_delay for t in chosen.values()) or 0
     held = total(t.split.throttled for t in chosen.values())
-    blamed, own, idle = _blamed(window, target, set(chosen))
-    others = sum(c.ns for c in blamed)
+    blamed = _blamed(window, target, set(chosen))
+    quotas = {path: ns for path, ns in (throttled or {}).items() if ns > 0}
+    by_quota = _held_by_quota(blamed.held_back, quotas)
+    late = sum(blamed.held_back.values()) - by_quota
     on_cpu = sum(t.split.on_cpu or 0 for t in chosen.values())
     interrupts, tick = _interrupts(window, set(chosen), on_cpu)
-    culprits = [*blamed, *interrupts]
-    if held:
-        culprits.append(_quota(held, throttled or {}))
-    attributed = others + (own or 0) + (idle or 0) + (held or 0)
+    culprits = [*blamed.culprits, *interrupts]
+    if quota_ns := (held or 0) + by_quota:
+        culprits.append(Culprit("quota", max(quotas, key=lambda path: quotas[path], default=""), quota_ns))
+    if late:
+        culprits.append(Culprit("idle CPU", "late to wake up", late))
+    others = sum(c.ns for c in blamed.culprits) + late + quota_ns
+    attributed = others + (blamed.own or 0) + (blamed.idle or 0)
     return Account(
         target=target,
         start=window.start,
@@ -156,14 +179,40 @@ def account(
         throttled=held,
         irq=total(t.irq_ns for t in chosen.values()),
         softirq=total(t.softirq_ns for t in chosen.values()),
-        self_contention=own,
-        wakeup_latency=idle,
+        self_contention=blamed.own,
+        wakeup_latency=blamed.idle,
         tick=tick,
         unattributed=max(run_delay - attributed, 0),
         culprits=tuple(sorted(culprits, key=lambda c: -c.ns)),
         launchers=launchers,
         steal_ns=None if window.steal_ns is None else sum(window.steal_ns.values()),
+        quotas=quotas,
+        own_cgroups=own_cgroups,
     )
+
+
+def launching_threads(window: Window, target: Target) -> frozenset[int]:
+    """The target's threads that launch; not those that barely do, beside one that paces the work."""
+    counts = {
+        tid: launch_count(launcher)
+        for tid, launcher in (window.launchers or {}).items()
+        if target.owns(launcher.tgid)
+    }
+    least = max(1, MIN_LAUNCHES_SHARE * max(counts.values(), default=0))
+    return frozenset(tid for tid, count in counts.items() if count >= least)
+
+
+def cgroups_of(target: Target) -> frozenset[int]:
+    """Ids of the cpu cgroups that the target's processes are in now."""
+    found = {target.cgroup_id} if target.cgroup_id is not None else set()
+    for pid in target.processes:
+        directory = cgroups.cpu_cgroup(pid)
+        if directory is not None:
+            try:
+                found.add(cgroups.cgroup_id(directory))
+            except MeasureError:  # it has just been removed
+                continue
+    return frozenset(found)
 
 
 def find_critical(window: Window, target: Target, launching: frozenset[int]) -> tuple[frozenset[int], str]:
@@ -175,21 +224,33 @@ def find_critical(window: Window, target: Target, launching: frozenset[int]) -> 
     return critical_threads(threads, window.wakes)
 
 
-def _blamed(
-    window: Window, target: Target, victims: set[int]
-) -> tuple[list[Culprit], int | None, int | None]:
+class _Blamed(NamedTuple):
+    """Waiting by who ran instead, ns; ``held_back`` by victim, while the CPU idled for too long."""
+
+    culprits: list[Culprit]
+    own: int | None
+    idle: int | None
+    held_back: dict[int, int]
+
+
+def _blamed(window: Window, target: Target, victims: set[int]) -> _Blamed:
     if window.blames is None:
-        return [], None, None
+        return _Blamed([], None, None, {})
     own = idle = 0
+    held_back: dict[int, int] = {}
     by_process: dict[int, dict[tuple[int, str], int]] = {}
     cgroup: dict[int, int] = {}
     for (victim, offender), blame in window.blames.items():
         if victim not in victims:
             continue
-        pid, comm = _offender(window, offender, blame)
         if offender == IDLE:
             idle += blame.ns
-        elif target.owns(pid):
+            continue
+        if offender == HELD_BACK:
+            held_back[victim] = blame.ns
+            continue
+        pid, comm = _offender(window, offender, blame)
+        if target.owns(pid):
             own += blame.ns
         else:
             threads = by_process.setdefault(pid, {})
@@ -201,12 +262,20 @@ def _blamed(
         kind = "kernel thread" if is_kernel_thread(pid) else "process"
         name = next((comm for tid, comm in threads if tid == pid and comm), main[1]) or "?"
         culprits.append(Culprit(kind, name, sum(threads.values()), pid, cgroup.get(pid, 0), threads))
-    return culprits, own, idle
+    return _Blamed(culprits, own, idle, held_back)
+
+
+def _held_by_quota(held_back: Mapping[int, int], quotas: Mapping[str, int]) -> int:
+    """The part of the waits beside an idle CPU that quotas explain: no thread waits longer than they deny."""
+    if not quotas:
+        return 0
+    denied = sum(quotas.values()) + PERIOD_NS
+    return sum(min(ns, denied) for ns in held_back.values())
 
 
 def _offender(window: Window, tid: int, blame: BlameTotals) -> tuple[int, str]:
     """Process and comm. A waiter that migrates charges the offender by tid alone: look it up."""
-    if blame.tgid or tid == IDLE:
+    if blame.tgid:
         return blame.tgid, blame.comm
     if known := window.threads.get(tid):
         return known.tgid, known.comm
@@ -244,8 +313,3 @@ def _interrupts(window: Window, victims: set[int], on_cpu: int) -> tuple[list[Cu
         if ns:
             culprits.append(Culprit(kind, name, ns))
     return culprits, tick
-
-
-def _quota(held: int, throttled: Mapping[str, int]) -> Culprit:
-    where = max(throttled, key=lambda path: throttled[path], default="")
-    return Culprit("quota", where, held)

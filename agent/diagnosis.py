@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from quietcore.agent.attribution import Account, account, find_critical, launch_count
+from quietcore.agent.attribution import Account, account, cgroups_of, find_critical, launching_threads
 from quietcore.agent.launches import LaunchReport, report_launches
 from quietcore.agent.session import Session, Step
 from quietcore.agent.targets import Target
-from quietcore.agent.verdict import THRESHOLD, Verdict, judge
+from quietcore.agent.verdict import THRESHOLD, Verdict, judge, judge_threads
 from quietcore.probes.errors import TargetGoneError
-from quietcore.probes.readings import Outlier
+from quietcore.probes.readings import Outlier, Window
 
 WARM_UP_FACTOR = 3.0
 """Launch calls that take this many times the median step's, nothing of it stolen: first use of modules."""
@@ -70,29 +70,36 @@ def diagnose(
 
 def _conclude(session: Session, target: Target, steps: Sequence[Step], threshold: float) -> Diagnosis:
     window = session.whole
-    launching = frozenset(
-        tid
-        for tid, launcher in (window.launchers or {}).items()
-        if target.owns(launcher.tgid) and launch_count(launcher)
-    )
-    critical = find_critical(window, target, launching)
-    throttled: dict[str, int] = {}
-    for step in steps:
-        for path, ns in step.throttled.items():
-            throttled[path] = throttled.get(path, 0) + ns
-    whole = account(window, target, critical=critical, throttled=throttled)
-    accounts = [account(step.window, target, critical=critical, throttled=step.throttled) for step in steps]
+    critical = find_critical(window, target, launching_threads(window, target))
+    # the quotas that hold for these threads: another target has its own
+    groups = session.cgroups_above(window.threads[tid].tgid for tid in critical[0])
+    ours = cgroups_of(target)
+
+    def of(part: Window, during: Sequence[Step], tids: frozenset[int] = critical[0]) -> Account:
+        throttled = {path: sum(step.throttled.get(path, 0) for step in during) for path in groups}
+        chosen = (tids, critical[1])
+        return account(part, target, critical=chosen, throttled=throttled, own_cgroups=ours)
+
+    whole = of(window, steps)
+    accounts = [of(step.window, [step]) for step in steps]
     warm_up = _warm_up(accounts)
-    judged = [a for i, a in enumerate(accounts) if i not in warm_up]
-    base = whole
-    if warm_up:
-        settled = session.last.since(steps[warm_up[-1]].snapshot)
-        base = account(settled, target, critical=critical, throttled=throttled)
+    settled = [step for i, step in enumerate(steps) if i not in warm_up]
+    rest = session.last.since(steps[warm_up[-1]].snapshot) if warm_up else window
+    base = of(rest, settled) if warm_up else whole
+    verdict = judge(base, [a for i, a in enumerate(accounts) if i not in warm_up], threshold)
+    # found by wake-ups, the one that others wait for is critical by itself
+    if critical[1] == "launches" and len(base.critical) > 1:
+        verdict = judge_threads(
+            verdict,
+            {tid: of(rest, settled, frozenset({tid})) for tid in base.critical},
+            lambda tid: [of(step.window, [step], frozenset({tid})) for step in settled],
+            threshold,
+        )
     seen = sum(step.seen_ns for step in steps)
     probed = session.governor.active or bool(session.governor.stretches)
     return Diagnosis(
         target=target,
-        verdict=judge(base, judged, threshold),
+        verdict=verdict,
         whole=whole,
         steps=tuple(accounts),
         warm_up=warm_up,

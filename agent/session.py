@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from quietcore.agent.targets import Follower, Target
 from quietcore.probes import cgroups, proc
@@ -36,7 +37,7 @@ class Step:
     """One step of a measurement.
 
     ``seen_ns`` of it had the CUDA probes counting. ``throttled`` is by cgroup
-    directory: nanoseconds that its threads were held back by its CPU quota.
+    directory, of all targets: nanoseconds that its threads were held back by its CPU quota.
     """
 
     window: Window
@@ -64,6 +65,7 @@ class Session:
     last: Snapshot = field(init=False)
     _stopping: bool = field(default=False, init=False)
     _throttled: dict[str, int] = field(default_factory=dict)
+    _cgroups: dict[int, set[str]] = field(default_factory=dict)
     _known: dict[tuple[int, int, int], str] = field(default_factory=dict)
     _headless: set[int] = field(default_factory=set)
     _costs: dict[bool, float] = field(default_factory=dict)
@@ -284,18 +286,22 @@ class Session:
         """What a reader of this target's result has to know."""
         return tuple(text for whose, text in self.notes if whose in (None, target))
 
+    def cgroups_above(self, pids: Iterable[int]) -> set[str]:
+        """Directories of the cpu cgroups that targets' processes were in, and of those above them."""
+        return {directory for pid in pids for directory in self._cgroups.get(pid, ())}
+
     def _read_throttled(self) -> dict[str, int]:
-        totals: dict[str, int] = {}
+        above: dict[Path, list[str]] = {}
         for target in self.targets:
             for pid in target.processes:
-                own = cgroups.cpu_cgroup(pid)
-                # a pod's quota may be that of a cgroup above
-                for directory in cgroups.with_ancestors(own) if own else ():
-                    if str(directory) in totals:
-                        break
-                    if stats := cgroups.throttle_stats(directory):
-                        totals[str(directory)] = stats.throttled_ns
-        return totals
+                if own := cgroups.cpu_cgroup(pid):
+                    if own not in above:
+                        # a pod's quota may be that of a cgroup above
+                        above[own] = [str(directory) for directory in cgroups.with_ancestors(own)]
+                    self._cgroups.setdefault(pid, set()).update(above[own])
+        directories = {directory for line in above.values() for directory in line}
+        stats = ((directory, cgroups.throttle_stats(directory)) for directory in directories)
+        return {directory: read.throttled_ns for directory, read in stats if read}
 
     def close(self) -> None:
         """Detach everything."""

@@ -9,7 +9,7 @@ from quietcore import __version__
 from quietcore.agent.attribution import Account, Culprit
 from quietcore.agent.diagnosis import Diagnosis
 from quietcore.agent.launches import Durations, LaunchReport, Pairs
-from quietcore.agent.verdict import culprit_name
+from quietcore.agent.verdict import ThreadShare, culprit_name
 from quietcore.probes import cgroups
 from quietcore.probes.readings import State, ThreadWindow
 
@@ -34,6 +34,8 @@ def _diagnosis(d: Diagnosis) -> dict[str, Any]:
                     "share": d.verdict.share,
                     "margin": d.verdict.margin,
                     "reason": d.verdict.reason or None,
+                    "culprits": [culprit_name(c) for c in d.verdict.culprits],
+                    "worst_thread": _worst(d.verdict.worst) if d.verdict.worst else None,
                 }
             ),
             "seconds": (whole.end - whole.start) / 1e9,
@@ -41,6 +43,7 @@ def _diagnosis(d: Diagnosis) -> dict[str, Any]:
             "critical_by": whole.critical_by,
             "shares": _shares(whole),
             "culprits": [_culprit(c, whole) for c in whole.culprits],
+            "throttled_cgroups": {path: ns / 1e9 for path, ns in whole.quotas.items()} or None,
             "threads": [_thread(t, t.tid in whole.critical) for t in whole.threads.values()],
             "launches": _launches(d.launches) if d.launches else None,
             "uprobes": _known({"seen_share": d.seen_share, "overhead": d.overhead})
@@ -69,6 +72,10 @@ def _diagnosis(d: Diagnosis) -> dict[str, Any]:
             "notes": list(d.notes),
         }
     )
+
+
+def _worst(thread: ThreadShare) -> dict[str, Any]:
+    return _known({"tid": thread.tid, "comm": thread.comm, "share": thread.share, "margin": thread.margin})
 
 
 def _shares(whole: Account) -> dict[str, float]:

@@ -9,13 +9,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from quietcore.agent.attribution import Account
+from quietcore.agent.culprits import ranked
 from quietcore.agent.diagnosis import Diagnosis
 from quietcore.agent.launches import LaunchReport, Pairs
 from quietcore.agent.verdict import Outcome, culprit_name
 from quietcore.probes import cgroups
 from quietcore.probes.readings import ThreadWindow
 
-_STYLE = {Outcome.INTERFERENCE: "bold red", Outcome.NOT_CPU: "bold green", Outcome.NOT_ENOUGH_DATA: "yellow"}
+_STYLE = {
+    Outcome.INTERFERENCE: "bold red",
+    Outcome.NOT_CPU: "bold green",
+    Outcome.NOT_ENOUGH_DATA: "yellow",
+    Outcome.CANNOT_TELL: "yellow",
+}
 _MAX_THREADS = 8
 _MAX_CULPRITS = 6
 
@@ -119,7 +125,7 @@ def _table(*columns: str) -> Table:
 def _culprits(whole: Account) -> Table:
     table = _table("stolen by", "share", "time", "cgroup")
     table.columns[-1].justify = "left"
-    for culprit in whole.culprits[:_MAX_CULPRITS]:
+    for culprit in ranked(whole)[:_MAX_CULPRITS]:
         where = cgroups.short_name(cgroups.path_of(culprit.cgroup) or "") if culprit.cgroup else ""
         share = whole.share(culprit.ns) or 0
         table.add_row(escape(culprit_name(culprit)), f"{share:.2%}", _time(culprit.ns), escape(where))

@@ -11,12 +11,23 @@
 #ifndef QUIETCORE_ACCOUNT_H
 #define QUIETCORE_ACCOUNT_H
 
+/*
+ * An idle CPU begins to run what was woken within this, from the deepest sleep as well. Who
+ * waits longer beside it is held back: by a quota that is not seen here (bcc; before 6.18 for
+ * a thread woken in a throttled group), or by a hypervisor. agent/attribution.py knows both.
+ */
+#define WAKE_UP_NS 1000000
+#define HELD_BACK 0xffffffff /* as the offender in a blame_key; no tid is that high */
+
 static __always_inline void charge(__u32 victim, __u32 offender, struct waiter *w, __u64 ns,
 				   int describe)
 {
 	struct blame_key key = { .victim = victim, .offender = offender };
-	struct blame *b = map_lookup(blames, &key);
+	struct blame *b;
 
+	if (!offender && ns > WAKE_UP_NS)
+		key.offender = HELD_BACK;
+	b = map_lookup(blames, &key);
 	if (!b) {
 		struct blame fresh = {};
 

@@ -132,7 +132,8 @@ def test_without_root_procfs_still_works() -> None:
     with running("/bin/sh", "-c", "while :; do :; done") as busy:
         time.sleep(0.2)
         result = quietcore("diagnose", "--pid", str(busy.pid), "--duration", "1.5", user=NOBODY)
-    assert result.returncode in (0, 1), result
+    # who took what it waited for, if it did, is not seen
+    assert result.returncode in (0, 3), result
     assert "procfs" in result.stdout
     assert "run as root" in result.stdout
 

@@ -17,10 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cpu_cgroup import controller_root, cpu_cgroup
+from tests.integration.doubles import launcher
 
+from quietcore.agent import targets
+from quietcore.agent.diagnosis import diagnose
+from quietcore.agent.session import Session
+from quietcore.agent.verdict import Outcome
 from quietcore.probes import bcc_toolchain as toolchain
 from quietcore.probes import layout, proc
-from quietcore.probes.backend import Probe, ProgramStatus
+from quietcore.probes.backend import Probe, ProgramStatus, open_backend
 from quietcore.probes.bcc import BccBackend
 from quietcore.probes.cuda_libs import API_CLASSES, API_SYMBOLS, CudaLibrary, find_libraries, probe_sites
 from quietcore.probes.durations import Theft
@@ -294,6 +300,24 @@ def test_a_child_that_never_left_its_cpu_is_its_own_process(backend: BccBackend)
         os.kill(child, signal.SIGKILL)
     for pid in (parent.pid, child):
         backend.remove_process(pid)
+
+
+def test_a_quota_on_a_core_of_its_own_is_named() -> None:
+    """Throttling cannot be seen: the launcher waits, and its CPU idles."""
+    if controller_root() is None:
+        pytest.skip("needs a cgroup hierarchy with the cpu controller")
+    with cpu_cgroup() as cgroup, launcher("--worker", "--duration", "30") as victim:
+        cgroup.limit(0.5)
+        cgroup.join(victim.pid)
+        with Session(open_backend("bcc"), [targets.by_pid(victim.pid)], 0.005) as session:
+            session.start()
+            found = diagnose(session, 4)[0]
+    assert found.verdict.outcome is Outcome.INTERFERENCE
+    first = found.verdict.culprits[0]
+    assert first.kind == "quota"
+    assert cgroup.path.name in first.name
+    assert first.ns / found.whole.wall == pytest.approx(0.5, abs=0.1)
+    assert found.whole.throttled is None
 
 
 def list_own_programs() -> set[int]:
