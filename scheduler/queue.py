@@ -290,8 +290,12 @@ class JobQueue(Generic[T]):
         return True
 
     def start_rerank(self) -> None:
-        """Estimates have changed: `rerank` will go once through all that wait now."""
-        self._to_rerank = deque(self._entries)
+        """Estimates have changed: `rerank` will go once through all that wait now.
+
+        It goes on where the last one stopped, or those at the end of a long queue would never be reached.
+        """
+        left = (key for key in self._to_rerank if key in self._entries)
+        self._to_rerank = deque(dict.fromkeys((*left, *self._entries)))
 
     @property
     def to_rerank(self) -> int:
