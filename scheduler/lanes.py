@@ -6,13 +6,14 @@ import bisect
 import heapq
 import math
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from quietcore.scheduler.policy import Job, Rank
 
 T = TypeVar("T")
-Flow = tuple[str, str]
+# ``(tier,)``, or ``(tier, tenant)`` inside it.
+Flow = tuple[str, ...]
 
 # A heap is rebuilt when the deleted entries in it outnumber the others by this many.
 _SLACK = 64
@@ -23,7 +24,7 @@ class Entry(Generic[T]):
 
     Attributes:
         item: what the caller queues.
-        flow: tier, and tenant where tenants get fair shares: those among whom a bound holds.
+        flow: tier, and tenant where tenants get fair shares. The bound holds in the tier.
         due: when its bound on waiting is reached; infinite without one.
         charged: shared cost its flow has been charged for it.
         rests: how often it was set aside.
@@ -104,37 +105,73 @@ class ShareCounters:
     MAX_IDLE = 4096
 
     def __init__(self) -> None:
+        self.waiting: dict[Flow, int] = {}
         self._served: dict[Flow, float] = {}
         self._start = 0.0
+        # Of the backlogged; a counter that has grown since is put right when it comes up.
+        self._lowest: list[tuple[float, Flow]] = []
 
     def __getitem__(self, flow: Flow) -> float:
         return self._served.get(flow, self._start)
 
     def charge(self, flow: Flow, seconds: float) -> None:
-        if math.isfinite(seconds):
-            self._served[flow] = self[flow] + seconds
+        if not math.isfinite(seconds):
+            return
+        self._served[flow] = self[flow] + seconds
+        if seconds < 0 and flow in self.waiting:
+            self._note(flow)
 
-    def wake(self, flow: Flow, backlogged: Collection[Flow]) -> None:
-        """``flow`` gets its first waiting request, ``backlogged`` being the others that have some."""
-        if backlogged:
-            self._start = min(self[each] for each in backlogged)
-        if len(self._served) > len(backlogged) + self.MAX_IDLE:
-            self._served = {each: self[each] for each in backlogged}
-        self._served[flow] = max(self[flow], self._start)
+    def enter(self, flow: Flow) -> None:
+        """A request of ``flow`` waits."""
+        jobs = self.waiting.get(flow, 0)
+        if jobs == 0:
+            if self.waiting:
+                self._start = self._least()
+            if len(self._served) > len(self.waiting) + self.MAX_IDLE:
+                self._served = {each: self[each] for each in self.waiting}
+            self._served[flow] = max(self[flow], self._start)
+        self.waiting[flow] = jobs + 1
+        if jobs == 0:
+            self._note(flow)
 
-    def sleep(self, flow: Flow) -> None:
-        """``flow`` has none waiting any more."""
-        self._start = self[flow]
+    def leave(self, flow: Flow) -> None:
+        """A request of ``flow`` waits no more."""
+        jobs = self.waiting[flow] - 1
+        if jobs:
+            self.waiting[flow] = jobs
+        else:
+            del self.waiting[flow]
+            self._start = self[flow]
+
+    def _note(self, flow: Flow) -> None:
+        heapq.heappush(self._lowest, (self[flow], flow))
+        if len(self._lowest) > 2 * len(self.waiting) + _SLACK:
+            self._lowest = [(self[each], each) for each in self.waiting]
+            heapq.heapify(self._lowest)
+
+    def _least(self) -> float:
+        """The lowest counter of the backlogged, of which there are some."""
+        lowest = self._lowest
+        while True:
+            served, flow = lowest[0]
+            if flow not in self.waiting or served > self[flow]:
+                heapq.heappop(lowest)
+            elif served < self[flow]:
+                heapq.heapreplace(lowest, (self[flow], flow))
+            else:
+                return served
 
 
 class FlowLane(Generic[T]):
     """Flows, each a `Lane`; the next entry is the head of the flow of the lowest counter.
 
-    A flow whose counter has changed has to be named to `touch`.
+    Flows are told apart by ``depth`` of their names: 1 for tiers, 2 for tenants in them. One whose counter
+    has changed has to be named to `touch`.
     """
 
-    def __init__(self, served: ShareCounters) -> None:
+    def __init__(self, served: ShareCounters, depth: int) -> None:
         self._served = served
+        self._depth = depth
         self._flows: dict[Flow, Lane[T]] = {}
         self._order: list[tuple[float, int, Flow]] = []
         self._live = 0
@@ -144,20 +181,22 @@ class FlowLane(Generic[T]):
         return self._live
 
     def push(self, entry: Entry[T], rank: Rank) -> None:
-        lane = self._flows.get(entry.flow)
+        flow = entry.flow[: self._depth]
+        lane = self._flows.get(flow)
         if lane is None:
-            lane = self._flows[entry.flow] = Lane()
-            self.touch(entry.flow)
+            lane = self._flows[flow] = Lane()
+            self.touch(flow)
         lane.insert(entry, rank)
         entry.lane = self
         self._live += 1
 
     def discard(self, entry: Entry[T]) -> None:
-        lane = self._flows[entry.flow]
+        flow = entry.flow[: self._depth]
+        lane = self._flows[flow]
         lane.discard(entry)
         self._live -= 1
         if not lane:
-            del self._flows[entry.flow]
+            del self._flows[flow]
 
     def touch(self, flow: Flow) -> None:
         if flow not in self._flows:

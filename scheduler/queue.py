@@ -2,9 +2,12 @@
 
 Knows nothing of an engine. Three lanes, each before the next:
 
-    overdue    its bound on waiting is reached: by arrival inside a flow, flows by their shares of the engine
+    overdue    its bound on waiting is reached: by arrival inside a tier, tiers by their shares of the engine
     pressing   its deadline has come close and can still be met: by the latest time to start it
-    ordinary   by the policy's key; with fair shares, the least-served tenant's first
+    ordinary   by the policy's key
+
+With fair shares the last two are one lane in which the least-served tenant goes first, and a deadline that
+presses goes ahead of the same tenant's others only: it costs nothing to send one with everything.
 
 A timer heap moves requests between them, and only `settle` looks at it: between two calls of `settle` the
 order is frozen, but for what is pushed and taken. Nothing costs more than the logarithm of the queue's
@@ -20,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic
 
 from quietcore.scheduler.lanes import Entry, Flow, FlowLane, Lane, RecentQuantile, ShareCounters, T
-from quietcore.scheduler.policy import Job, Policy
+from quietcore.scheduler.policy import Job, Policy, Rank
 
 __all__ = ["Entry", "JobQueue"]
 
@@ -37,15 +40,10 @@ _WORTH_MOVING = 0.02
 # Timers of requests that have left are dropped when they outnumber the others by this many.
 _SLACK = 64
 
-
-class _Backlog:
-    """What waits of one flow."""
-
-    __slots__ = ("cost", "jobs")
-
-    def __init__(self) -> None:
-        self.cost = 0.0
-        self.jobs = 0
+# So many tenants with something waiting have a share each (one in each tier); what others send then shares
+# one, since names are a client's to invent.
+MAX_TENANTS = 1024
+_OTHERS = "\0"
 
 
 class JobQueue(Generic[T]):
@@ -62,13 +60,15 @@ class JobQueue(Generic[T]):
         self._step = 0
         self._sequence = 0
         self._entries: dict[str, Entry[T]] = {}
-        self._served = ShareCounters()
-        self._overdue: Lane[T] | FlowLane[T] = Lane() if policy.strict else FlowLane(self._served)
+        self._tiers = ShareCounters()
+        self._tenants = ShareCounters()
+        self._overdue: Lane[T] | FlowLane[T] = Lane() if policy.strict else FlowLane(self._tiers, 1)
         self._pressing: Lane[T] = Lane()
-        self._ordinary: Lane[T] | FlowLane[T] = FlowLane(self._served) if policy.fair else Lane()
+        self._ordinary: Lane[T] | FlowLane[T] = FlowLane(self._tenants, 2) if policy.fair else Lane()
         self._resting: Lane[T] = Lane()
         self._timers: list[tuple[float, int, int, Entry[T]]] = []
-        self._backlog: dict[Flow, _Backlog] = {}
+        # Seconds of shared cost that wait, by tier.
+        self._backlog: dict[str, float] = {}
         self._usual: dict[str, RecentQuantile] = {}
         self._stuck: tuple[Entry[T] | None, int] = (None, 0)
         self._to_rerank: deque[str] = deque()
@@ -109,13 +109,10 @@ class JobQueue(Generic[T]):
     @property
     def backlog(self) -> float:
         """Seconds of shared cost that wait."""
-        return sum(waiting.cost for waiting in self._backlog.values())
+        return sum(self._backlog.values())
 
     def count_by_tier(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for (tier, _), waiting in self._backlog.items():
-            counts[tier] = counts.get(tier, 0) + waiting.jobs
-        return counts
+        return {tier: jobs for (tier,), jobs in self._tiers.waiting.items()}
 
     # --- in and out -----------------------------------------------------------------------------------------
 
@@ -123,9 +120,8 @@ class JobQueue(Generic[T]):
         """Queues a job; its bound on waiting is fixed here. A job of the same key is replaced."""
         if job.key in self._entries:
             self.remove(job.key)
-        flow = (job.tier, job.tenant if self.policy.fair else "")
         self._sequence += 1
-        entry = Entry(job, item, flow, self._due(job, flow), self._sequence)
+        entry = Entry(job, item, self._flow(job), self._due(job), self._sequence)
         self._enter(entry)
         return entry
 
@@ -165,54 +161,65 @@ class JobQueue(Generic[T]):
         """What a job that was taken cost in the end, seconds: its flow's next turn comes by that."""
         self._charge(entry, cost - entry.charged)
 
+    def _flow(self, job: Job) -> Flow:
+        if not self.policy.fair:
+            return (job.tier,)
+        flow = (job.tier, job.tenant)
+        waiting = self._tenants.waiting
+        return flow if flow in waiting or len(waiting) < MAX_TENANTS else (job.tier, _OTHERS)
+
     def _enter(self, entry: Entry[T]) -> None:
-        waiting = self._backlog.get(entry.flow)
-        if waiting is None:
-            self._served.wake(entry.flow, self._backlog)
-            waiting = self._backlog[entry.flow] = _Backlog()
-        waiting.cost += entry.job.cost
-        waiting.jobs += 1
+        tier = entry.flow[0]
+        self._tiers.enter(entry.flow[:1])
+        if self.policy.fair:
+            self._tenants.enter(entry.flow)
+        self._backlog[tier] = self._backlog.get(tier, 0.0) + entry.job.cost
         self._entries[entry.job.key] = entry
         self._place(entry)
 
     def _leave(self, entry: Entry[T]) -> None:
         if entry.lane is not None:
             entry.lane.discard(entry)
+        tier = entry.flow[0]
+        self._tiers.leave(entry.flow[:1])
+        if self.policy.fair:
+            self._tenants.leave(entry.flow)
+        self._backlog[tier] -= entry.job.cost
+        if entry.flow[:1] not in self._tiers.waiting:
+            del self._backlog[tier]  # and with it what rounding has left
+        # Last: should anything above fail, it is still among `entries`.
         del self._entries[entry.job.key]
-        waiting = self._backlog[entry.flow]
-        waiting.cost -= entry.job.cost
-        waiting.jobs -= 1
-        if waiting.jobs == 0:
-            del self._backlog[entry.flow]
-            self._served.sleep(entry.flow)
 
     def _charge(self, entry: Entry[T], seconds: float) -> None:
         entry.charged += seconds
-        self._served.charge(entry.flow, seconds / self.policy.weight(entry.flow[0]))
-        for lane in (self._overdue, self._ordinary):
-            if lane and isinstance(lane, FlowLane):
-                lane.touch(entry.flow)
+        flow, share = entry.flow, seconds / self.policy.weight(entry.flow[0])
+        self._tiers.charge(flow[:1], share)
+        if isinstance(self._overdue, FlowLane):
+            self._overdue.touch(flow[:1])
+        if isinstance(self._ordinary, FlowLane):
+            self._tenants.charge(flow, share)
+            self._ordinary.touch(flow)
 
-    def _due(self, job: Job, flow: Flow) -> float:
+    def _due(self, job: Job) -> float:
         patience = self.policy.patience
         if patience is None:
             return math.inf
         usual = self._usual.get(job.tier)
         if usual is None:
             usual = self._usual[job.tier] = RecentQuantile(patience.usual)
-        wait = self._fair_wait(flow)
+        wait = self._fair_wait(job.tier)
         return job.arrival + patience.bound(job.service, wait, usual.add(wait))
 
-    def _fair_wait(self, flow: Flow) -> float:
-        """Seconds until what waits of a flow is through, if each flow has its share of the engine."""
-        own = self._backlog.get(flow)
+    def _fair_wait(self, tier: str) -> float:
+        """Seconds until what waits of a tier is through, if each tier has its share of the engine."""
+        own = self._backlog.get(tier)
         if own is None:
             return 0.0
-        per_weight = own.cost / self.policy.weight(flow[0])
-        return own.cost + sum(
-            min(waiting.cost, per_weight * self.policy.weight(other[0]))
-            for other, waiting in self._backlog.items()
-            if other != flow
+        per_weight = own / self.policy.weight(tier)
+        return own + sum(
+            min(cost, per_weight * self.policy.weight(other))
+            for other, cost in self._backlog.items()
+            if other != tier
         )
 
     # --- time -----------------------------------------------------------------------------------------------
@@ -240,7 +247,7 @@ class JobQueue(Generic[T]):
     def _place(self, entry: Entry[T]) -> None:
         """Puts an entry into the lane of this moment, with a timer for the next change."""
         job, now = entry.job, self.now
-        first = (job.priority,) if self.policy.strict else ()
+        first: Rank = (job.priority,) if self.policy.strict else ()
         if now >= entry.due:
             self._overdue.push(entry, (*first, job.arrival))
             return
@@ -252,9 +259,14 @@ class JobQueue(Generic[T]):
             if now < presses:
                 change = min(change, presses)
             elif now <= latest:
-                self._pressing.push(entry, (*first, latest, job.arrival))
+                if self.policy.fair:
+                    self._ordinary.push(entry, (0.0, latest, job.arrival))
+                else:
+                    self._pressing.push(entry, (*first, latest, job.arrival))
                 self._wake_at(min(change, math.nextafter(latest, math.inf)), entry)
                 return
+        if self.policy.fair:
+            first = (1.0,)
         self._ordinary.push(entry, (*first, *self.policy.key(job)))
         self._wake_at(change, entry)
 
@@ -290,8 +302,12 @@ class JobQueue(Generic[T]):
         return True
 
     def start_rerank(self) -> None:
-        """Estimates have changed: `rerank` will go once through all that wait now."""
-        self._to_rerank = deque(self._entries)
+        """Estimates have changed: `rerank` will go once through all that wait now.
+
+        It goes on where the last one stopped, or those at the end of a long queue would never be reached.
+        """
+        left = (key for key in self._to_rerank if key in self._entries)
+        self._to_rerank = deque(dict.fromkeys((*left, *self._entries)))
 
     @property
     def to_rerank(self) -> int:
@@ -310,7 +326,7 @@ class JobQueue(Generic[T]):
             job, old = revise(entry), entry.job
             if abs(job.cost - old.cost) <= _WORTH_MOVING * old.cost and job.deadline == old.deadline:
                 continue
-            self._backlog[entry.flow].cost += job.cost - old.cost
+            self._backlog[entry.flow[0]] += job.cost - old.cost
             entry.job = job
             if entry.lane is not self._resting:
                 self._move(entry)

@@ -84,6 +84,8 @@ class Control:
         order_victims(scheduler, self.ledger, self.policy)
         if self.settings.preempt_slots and self.queues[0]:
             self._free_slot(scheduler)
+        for queue in self.queues:
+            queue.shown = None
 
     def _free_slot(self, scheduler: Any) -> None:
         queue = self.queues[0]
@@ -103,17 +105,15 @@ class Control:
             record.lost_slots += 1
 
     def after_schedule(self, scheduler: Any, output: Any, throttled: bool) -> None:
-        """Takes note of what was scheduled, and of a first request that could have been and was not."""
+        """Takes note of what was scheduled, and of a first request that could have been and was not.
+
+        vLLM asks for it only where a slot and tokens are free, and neither in a step that preempts nor while
+        it is paused: in all other steps nothing is known of the request.
+        """
         waiting = self.queues[0]
         admitted = sum(queue.taken for queue in self.queues)
         self.telemetry.admitted += max(admitted, 0)
-        if (
-            waiting.jobs
-            and admitted <= 0
-            and not throttled
-            and len(scheduler.running) < scheduler.max_num_running_reqs
-            and output.total_num_scheduled_tokens < scheduler.max_num_scheduled_tokens
-        ):
+        if waiting.jobs and waiting.shown is not None and admitted <= 0 and not throttled:
             waiting.jobs.stall()
         for new in output.scheduled_new_reqs:
             self.ledger.started(new.req_id, new.num_computed_tokens)

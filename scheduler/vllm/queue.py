@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
 
 from quietcore.scheduler.queue import JobQueue
 from quietcore.scheduler.vllm.ledger import Ledger
 
 
 class DriftQueue(RequestQueue):  # type: ignore[misc]
-    """Waiting requests in our order, or in vLLM's own (first come, first served) once ours has failed.
+    """Waiting requests in our order, or in vLLM's own queue once ours has failed.
 
     "Prepend" is vLLM's word for putting back what it took: a skipped or preempted request. Here that is by
-    rank, as is every addition. Where a method of ours raises, ``failed`` is told and the queue goes on in
-    plain order with the same requests, so the caller sees no error.
+    rank, as is every addition. Where a method of ours raises, ``failed`` is told and vLLM's queue goes on
+    with the same requests, so the caller sees no error.
+
+    Attributes:
+        shown: the request that vLLM was last shown as the first in this step; in some it never looks.
+        taken: how many it has taken since then, less those it has put back.
     """
 
     def __init__(self, jobs: JobQueue[Any], ledger: Ledger, failed: Callable[[Exception], None]) -> None:
         self.jobs: JobQueue[Any] | None = jobs
         self.stamp = 0
+        self.shown: Any = None
         self.taken = 0
         self._ledger = ledger
         self._failed = failed
-        self._plain: deque[Any] = deque()
+        # Ours keeps priorities strict where vLLM was told to go by them, and only there.
+        policy = SchedulingPolicy.PRIORITY if jobs.policy.strict else SchedulingPolicy.FCFS
+        self._plain: Any = create_request_queue(policy)
         self._held: list[Any] | None = None
 
     # --- vLLM's interface ---
@@ -40,7 +46,7 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
                 self.fail(error)
                 if request in self._plain:
                     return
-        self._plain.append(request)
+        self._plain.add_request(request)
 
     def pop_request(self) -> Any:
         if self.jobs:
@@ -50,17 +56,20 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
                 return request
             except Exception as error:  # as above
                 self.fail(error)
-        return self._plain.popleft()
+                # vLLM has prepared the one that it was shown, and takes for it whatever it gets.
+                if self.shown is not None and self.shown in self._plain:
+                    self._plain.remove_requests((self.shown,))
+                    return self.shown
+        return self._plain.pop_request()
 
     def peek_request(self) -> Any:
         if self.jobs:
             try:
-                return self.jobs.peek().item
+                self.shown = self.jobs.peek().item
+                return self.shown
             except Exception as error:  # as above
                 self.fail(error)
-        if not self._plain:
-            raise IndexError("peek from an empty queue")
-        return self._plain[0]
+        return self._plain.peek_request()
 
     def prepend_request(self, request: Any) -> None:
         if self._held is not None:
@@ -74,7 +83,7 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
                 self.fail(error)
                 if request in self._plain:
                     return
-        self._plain.appendleft(request)
+        self._plain.prepend_request(request)
 
     def prepend_requests(self, requests: Iterable[Any]) -> None:
         for request in tuple(requests):
@@ -84,12 +93,15 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
         self.remove_requests((request,))
 
     def remove_requests(self, requests: Iterable[Any]) -> None:
+        gone = tuple(requests)
         if self.jobs is not None:
-            for request in requests:
-                self.jobs.remove(request.request_id)
-            return
-        gone = set(requests)
-        self._plain = deque(request for request in self._plain if request not in gone)
+            try:
+                for request in gone:
+                    self.jobs.remove(request.request_id)
+                return
+            except Exception as error:  # as above
+                self.fail(error)
+        self._plain.remove_requests(gone)
 
     def __bool__(self) -> bool:
         return len(self) > 0
@@ -127,7 +139,8 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
             return
         jobs, self.jobs = self.jobs, None
         items = [entry.item for entry in jobs.entries()]
-        self._plain = deque(sorted(items, key=lambda request: request.arrival_time))
+        for request in sorted(items, key=lambda request: request.arrival_time):
+            self._plain.add_request(request)
         self._failed(error)
 
     def _add(self, jobs: JobQueue[Any], request: Any) -> None:

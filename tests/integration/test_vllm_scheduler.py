@@ -104,6 +104,18 @@ def test_a_slot_is_freed_for_a_higher_tier_only_if_asked_for(found: dict[str, An
     assert kept["lengths"] == freed["lengths"] == [200, 200, 5, 5, 5]
 
 
+def test_a_first_request_that_does_not_fit_steps_aside(found: dict[str, Any]) -> None:
+    assert found["misfit"]["admitted"]
+    assert found["misfit"]["stalls"] >= 4
+
+
+def test_a_request_that_vllm_never_looked_at_is_no_misfit(found: dict[str, Any]) -> None:
+    assert found["saturated"] in (None, {"stalls": 0, "running": 2})
+    assert found["paused"] == {"stalls": 0, "waiting": 3}
+    assert found["preempting"]["steps"] > 0
+    assert found["preempting"]["counted"] == 0
+
+
 def test_stress_loses_leaks_and_leaves_nothing(found: dict[str, Any]) -> None:
     assert len(found["stress"]) == 9
     for run in found["stress"]:
@@ -153,6 +165,28 @@ def test_after_a_failure_the_page_stays_fresh_and_only_sound_state_stays(
     assert all(set(waiting) == {"standard"} and waiting["standard"] > 3 for waiting in run["waiting"])
     assert run["left"] == left
     assert run["closed"]
+
+
+def test_a_queue_that_breaks_leaves_vllms_priorities(found: dict[str, Any]) -> None:
+    run = found["broken priority"]
+    assert run["finished"] == 7
+    assert run["order"] == ["r4", "late", "r5", "r2", "r3", "r0", "r1"]
+    assert in_vllms_order(run["warnings"])
+
+
+def test_a_queue_that_breaks_hands_over_what_it_has_shown(found: dict[str, Any]) -> None:
+    run = found["broken pop"]
+    assert sorted(run["order"][:2]) == ["r0", "r5"]  # r5 was shown, then vLLM's order holds
+    assert run["order"][2:] == ["r1", "r2", "r3", "r4"]
+    assert (run["lengths"], run["leaked"]) == ([5] * 6, 0)
+    assert in_vllms_order(run["warnings"])
+
+
+def test_a_queue_that_breaks_in_an_abort_loses_nobody(found: dict[str, Any]) -> None:
+    run = found["broken removal"]
+    assert run["finished"] == 4
+    assert run["order"] == ["r2", "r3", "r0", "r1", "r4", "r5"]  # those aborted never ran
+    assert in_vllms_order(run["warnings"])
 
 
 def test_a_model_that_cannot_be_built_leaves_vllm_as_it_is(found: dict[str, Any]) -> None:

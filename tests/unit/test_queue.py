@@ -308,34 +308,6 @@ def test_the_bound_ends_a_rest() -> None:
     assert not any(queue.stall() for _ in range(3 * TRIES))
 
 
-def test_a_rerank_goes_through_all_in_slices_and_keeps_bounds() -> None:
-    queue = make_queue(patience=Patience())
-    for number in range(10):
-        push(queue, str(number), cost=1.0 + number)
-    dues = {entry.job.key: entry.due for entry in queue}
-    queue.remove("3")
-    queue.start_rerank()
-
-    def revise(entry: Entry[str]) -> Job:
-        return Job(entry.job.key, entry.job.arrival, cost=11.0 - entry.job.cost, service=1.0)
-
-    assert [queue.rerank(revise, 4) for _ in range(4)] == [4, 4, 1, 0]
-    assert [entry.job.key for entry in queue] == ["9", "8", "7", "6", "5", "4", "2", "1", "0"]
-    assert {entry.job.key: entry.due for entry in queue} == {k: v for k, v in dues.items() if k != "3"}
-    assert queue.backlog == pytest.approx(sum(entry.job.cost for entry in queue))
-
-
-def test_a_rerank_does_not_end_a_rest() -> None:
-    queue = make_queue()
-    push(queue, "big", cost=1.0)
-    push(queue, "small", cost=2.0)
-    while not queue.stall():
-        pass
-    queue.start_rerank()
-    queue.rerank(lambda entry: Job(entry.job.key, 0.0, cost=0.1), 10)
-    assert queue.peek().job.key == "small"
-
-
 class Model:
     """The same rules by brute force: every entry's lane is worked out anew each time."""
 

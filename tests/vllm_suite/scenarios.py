@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.vllm_suite import survival
+from tests.vllm_suite import stalls, survival
 from tests.vllm_suite.engine import Engine
 from tests.vllm_suite.kit import LOG, SMALL, Oracle, by_first, finished, hint, make
 
@@ -317,6 +317,10 @@ def main() -> None:
         "victims": victims_have_the_least_computed,
         "slots kept": lambda: slots(False),
         "slots freed": lambda: slots(True),
+        "misfit": stalls.misfit,
+        "saturated": stalls.saturated,
+        "paused": stalls.paused,
+        "preempting": stalls.preempting,
         "stress": stress,
         "overdue": overdue_go_first,
         "page": page,
@@ -325,6 +329,9 @@ def main() -> None:
         "broken queue": survival.broken_queue,
         "after broken queue": lambda: survival.after_failure("queue"),
         "after broken observe": lambda: survival.after_failure("observe"),
+        "broken priority": survival.broken_priority,
+        "broken pop": survival.broken_pop,
+        "broken removal": survival.broken_removal,
         "damaged state": survival.damaged_state,
         "no estimator": survival.no_estimator,
         "unwritable page": survival.unwritable_page,

@@ -50,6 +50,55 @@ def broken_queue() -> Any:
     }
 
 
+def broken_priority() -> Any:
+    """With ``--scheduling-policy priority``, vLLM's order is by priority, then by arrival."""
+    from quietcore.scheduler.vllm import DriftScheduler
+
+    LOG.lines.clear()
+    config = {"quietcore": {"page_dir": "off"}}
+    shape = EngineShape(**{**SMALL, "slots": 1}, policy="priority", additional_config=config)
+    engine = Engine(DriftScheduler, shape)
+    for number in range(6):
+        engine.add(f"r{number}", 5, priority=(5 - number) // 2)
+    engine.scheduler.waiting.jobs._ordinary = None
+    engine.step()
+    engine.add("late", 5, priority=-1)
+    engine.drain()
+    return {
+        "finished": finished(engine),
+        "order": by_first(engine.outcomes),
+        "warnings": list(LOG.lines),
+    }
+
+
+def broken_pop() -> Any:
+    """The queue raises when vLLM takes the request that it was shown, and has prepared."""
+    engine = make(estimator=Oracle(), slots=2)
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    free = pool.get_num_free_blocks()
+    for number in range(6):
+        engine.add(f"r{number}", 5, prompt=20 + number, **hint(60 - 10 * number))
+    engine.scheduler.waiting.jobs._charge = None
+    engine.drain()
+    return {
+        "order": by_first(engine.outcomes),
+        "lengths": [len(outcome.tokens) for outcome in engine.outcomes.values()],
+        "leaked": free - pool.get_num_free_blocks(),
+        "warnings": list(LOG.lines),
+    }
+
+
+def broken_removal() -> Any:
+    """The queue raises while requests are aborted."""
+    engine = make(estimator=Oracle(), slots=2)
+    for number in range(6):
+        engine.add(f"r{number}", 5, **hint(9 - number))
+    engine.scheduler.waiting.jobs._tiers.waiting.clear()
+    engine.abort("r2", "r3")
+    engine.drain()
+    return {"order": by_first(engine.outcomes), "finished": finished(engine), "warnings": list(LOG.lines)}
+
+
 class Remembering(Oracle):
     """Keeps its state in a file of one word."""
 
