@@ -219,7 +219,9 @@ def interrupted(after: float) -> tuple[int, str, str]:
 def test_interrupted_by_the_user() -> None:
     code, output, errors = interrupted(after=5)
     assert errors == ""
-    assert code in (0, 1), output
+    # what else ran on a shared machine decides which verdict it is; Ctrl-C must not
+    verdicts = {"not the CPU": 0, "interference": 1, "not enough data": 3}
+    assert [code == expected for said, expected in verdicts.items() if f"\n{said}" in output] == [True]
     assert "critical threads" in output
     assert re.search(r"stopped after \d\.\d s of 60 s", output)
 
