@@ -28,9 +28,22 @@ class Entry(Generic[T]):
         due: when its bound on waiting is reached; infinite without one.
         charged: shared cost its flow has been charged for it.
         rests: how often it was set aside.
+        ranked: the last change of the estimates that its job has heard of.
     """
 
-    __slots__ = ("charged", "due", "flow", "item", "job", "lane", "rests", "sequence", "stamp", "wakes")
+    __slots__ = (
+        "charged",
+        "due",
+        "flow",
+        "item",
+        "job",
+        "lane",
+        "ranked",
+        "rests",
+        "sequence",
+        "stamp",
+        "wakes",
+    )
 
     def __init__(self, job: Job, item: T, flow: Flow, due: float, sequence: int) -> None:
         self.job = job
@@ -39,6 +52,7 @@ class Entry(Generic[T]):
         self.due = due
         self.sequence = sequence
         self.charged = 0.0
+        self.ranked = 0
         self.rests = 0
         self.wakes = 0
         self.lane: Lane[T] | FlowLane[T] | None = None

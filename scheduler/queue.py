@@ -71,7 +71,9 @@ class JobQueue(Generic[T]):
         self._backlog: dict[str, float] = {}
         self._usual: dict[str, RecentQuantile] = {}
         self._stuck: tuple[Entry[T] | None, int] = (None, 0)
-        self._to_rerank: deque[str] = deque()
+        self._change = 0
+        self._unranked = 0
+        self._round: deque[str] = deque()
 
     # --- what is in it --------------------------------------------------------------------------------------
 
@@ -122,6 +124,7 @@ class JobQueue(Generic[T]):
             self.remove(job.key)
         self._sequence += 1
         entry = Entry(job, item, self._flow(job), self._due(job), self._sequence)
+        entry.ranked = self._change
         self._enter(entry)
         return entry
 
@@ -174,6 +177,7 @@ class JobQueue(Generic[T]):
         if self.policy.fair:
             self._tenants.enter(entry.flow)
         self._backlog[tier] = self._backlog.get(tier, 0.0) + entry.job.cost
+        self._unranked += entry.ranked != self._change
         self._entries[entry.job.key] = entry
         self._place(entry)
 
@@ -187,6 +191,7 @@ class JobQueue(Generic[T]):
         self._backlog[tier] -= entry.job.cost
         if entry.flow[:1] not in self._tiers.waiting:
             del self._backlog[tier]  # and with it what rounding has left
+        self._unranked -= entry.ranked != self._change
         # Last: should anything above fail, it is still among `entries`.
         del self._entries[entry.job.key]
 
@@ -306,22 +311,27 @@ class JobQueue(Generic[T]):
 
         It goes on where the last one stopped, or those at the end of a long queue would never be reached.
         """
-        left = (key for key in self._to_rerank if key in self._entries)
-        self._to_rerank = deque(dict.fromkeys((*left, *self._entries)))
+        self._change += 1
+        self._unranked = len(self._entries)
 
     @property
     def to_rerank(self) -> int:
-        return len(self._to_rerank)
+        return self._unranked
 
     def rerank(self, revise: Callable[[Entry[T]], Job], limit: int) -> int:
         """Asks ``revise`` anew for at most ``limit`` of those that still have their old estimate; returns how
         many.
         """
-        asked = 0
-        while asked < limit and self._to_rerank:
-            entry = self._entries.get(self._to_rerank.popleft())
-            if entry is None:
+        asked = rounds = 0
+        while asked < limit and self._unranked and rounds < 2:  # one is enough to reach all
+            if not self._round:
+                rounds += 1
+                self._round.extend(self._entries)
+            entry = self._entries.get(self._round.popleft())
+            if entry is None or entry.ranked == self._change:
                 continue
+            entry.ranked = self._change
+            self._unranked -= 1
             asked += 1
             job, old = revise(entry), entry.job
             if abs(job.cost - old.cost) <= _WORTH_MOVING * old.cost and job.deadline == old.deadline:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from time import perf_counter
+
 import pytest
 from tests.unit.test_queue import make_queue, push
 
@@ -46,7 +49,61 @@ def test_a_rerank_goes_on_where_the_last_one_stopped() -> None:
     assert queue.to_rerank == 10
     asked.clear()
     assert queue.rerank(revise, 100) == 10
-    assert "".join(asked) == "34567" + "0189x"
+    assert "".join(asked) == "3456789" + "01x"
+
+
+def test_what_comes_and_goes_during_a_rerank_is_counted_right() -> None:
+    rng = random.Random(1)
+    queue = make_queue()
+    waiting: set[str] = set()
+    stale: set[str] = set()
+    out: list[Entry[str]] = []
+
+    def revise(entry: Entry[str]) -> Job:
+        stale.remove(entry.job.key)  # never asked twice for one change
+        return entry.job
+
+    for number in range(3000):
+        action = rng.random()
+        if action < 0.4:
+            push(queue, str(number))
+            waiting.add(str(number))
+        elif action < 0.5 and waiting:
+            out.append(queue.pop())
+            waiting.discard(out[-1].job.key)
+        elif action < 0.55 and out:
+            entry = out.pop()
+            queue.put_back(entry)
+            waiting.add(entry.job.key)
+        elif action < 0.75 and waiting:
+            key = rng.choice(sorted(waiting))
+            queue.remove(key)
+            waiting.discard(key)
+            stale.discard(key)
+        elif action < 0.8:
+            queue.start_rerank()
+            stale = {*waiting, *(entry.job.key for entry in out)}
+        else:
+            queue.rerank(revise, rng.randint(1, 20))
+        assert queue.to_rerank == len(stale & waiting)
+    queue.rerank(revise, len(queue))
+    assert not stale & waiting
+
+
+def test_a_change_is_taken_note_of_at_once_however_many_wait() -> None:
+    def seconds(waiting: int) -> float:
+        queue = make_queue()
+        for number in range(waiting):
+            push(queue, str(number))
+        queue.start_rerank()
+        queue.rerank(lambda entry: entry.job, 4)
+        begun = perf_counter()
+        for _ in range(200):
+            queue.start_rerank()
+            queue.rerank(lambda entry: entry.job, 4)
+        return perf_counter() - begun
+
+    assert min(seconds(10_000) for _ in range(3)) < 10 * min(seconds(100) for _ in range(3))
 
 
 def test_a_rerank_does_not_end_a_rest() -> None:
