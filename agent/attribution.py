@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ MIN_LAUNCHES_SHARE = 0.01
 """A thread with fewer launches than this part of the busiest one's paces nothing."""
 TICK_HZ = round(1 / time.clock_getres(5))
 """The kernel's tick (CONFIG_HZ), which is what CLOCK_REALTIME_COARSE (5) advances by."""
+PF_KTHREAD = 0x00200000  # include/linux/sched.h
 LAUNCHES = ("cuLaunch", "cuGraphLaunch", "cudaLaunch", "cudaGraphLaunch")
 
 
@@ -285,12 +285,12 @@ def _offender(window: Window, tid: int, blame: BlameTotals) -> tuple[int, str]:
 def is_kernel_thread(pid: int) -> bool:
     """Whether a live process is a kernel thread; ``False`` if it is gone."""
     try:
-        return not os.readlink(f"/proc/{pid}/exe")
-    except FileNotFoundError:
-        # a kernel thread has the folder but no executable
-        return os.path.exists(f"/proc/{pid}/stat")
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()
     except OSError:
         return False
+    # not by the lack of an executable: a zombie has none either
+    return bool(int(fields[6]) & PF_KTHREAD)
 
 
 def _interrupts(window: Window, victims: set[int], on_cpu: int) -> tuple[list[Culprit], int | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,12 @@ class TestBlame:
             make_victim(preempted=SECOND), blames={(VICTIM, 2): make_blame(SECOND, 2, "kthreadd")}
         )
         assert by_kind(account_of(window)) == {("kernel thread", "kthreadd"): SECOND}
+
+    def test_a_zombie_is_no_kernel_thread(self) -> None:
+        with subprocess.Popen(["true"]) as ended:
+            os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+            assert not attribution.is_kernel_thread(ended.pid)
+        assert not attribution.is_kernel_thread(ended.pid)
 
 
 class TestQuota:
