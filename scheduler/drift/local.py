@@ -10,7 +10,7 @@ from typing import NamedTuple
 from quietcore.scheduler.drift.spread import ASSUMED
 
 _SIZE = 600
-_STALE = 10  # ratios between two rebuilds of the table
+_STALE = 25  # ratios between two rebuilds of the table
 _NEAR = 0.6  # standard deviation of the kernel, in logs of the predicted length
 _OTHERS = 0.2  # what another group's ratio is worth
 _KNOT = 0.2  # logs of the predicted length are rounded to this
@@ -50,8 +50,14 @@ class LocalMedian:
 
     def factor(self, predicted: float, group: Hashable) -> float:
         """By which a prediction in tokens is multiplied to be a median."""
-        knot = round((math.log(max(predicted, 1.0)) - _FIRST) / _KNOT)
-        weights = self._kernel[min(max(knot, 0), _KNOTS - 1)]
+        knot = min(max(round((math.log(max(predicted, 1.0)) - _FIRST) / _KNOT), 0), _KNOTS - 1)
+        known = self._factors.get((knot, group))
+        if known is None:
+            known = self._factors[knot, group] = self._median(knot, group)
+        return known
+
+    def _median(self, knot: int, group: Hashable) -> float:
+        weights = self._kernel[knot]
         number = self._numbers.get(group)
         if number is not None:
             weights = weights * self._np.where(self._groups == number, 1.0, _OTHERS)
@@ -76,6 +82,7 @@ class LocalMedian:
     def _build(self) -> None:
         np = self._np
         self._new = 0
+        self._factors: dict[tuple[int, Hashable], float] = {}
         seen = sorted(self._seen, key=lambda each: each.ratio)
         self._numbers = {group: i for i, group in enumerate(dict.fromkeys(each.group for each in seen))}
         ratios = np.array([each.ratio for each in seen] + ASSUMED)
