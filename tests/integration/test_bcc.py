@@ -108,6 +108,8 @@ def measured(backend: BccBackend, tmp_path_factory: pytest.TempPathFactory) -> I
         result = json.loads(launcher.stdout.readline())
         end, delays_after = backend.snapshot(), read_run_delays(launcher.pid)
         stir(launcher.pid, gate.parent)
+        rival.terminate()  # later tests of this module want the CPU
+        rival.wait()
         yield Measured(
             launcher.pid,
             result,
