@@ -57,10 +57,13 @@ class LocalMedian:
         return known
 
     def _median(self, knot: int, group: Hashable) -> float:
-        weights = self._kernel[knot]
+        np = self._np
+        near = np.exp(-0.5 * ((self._logs - (_FIRST + _KNOT * knot)) / _NEAR) ** 2)
+        # far from all that was seen every ratio counts, a little
+        weights = np.where(self._assumed, _OTHERS / 2, near + 1e-3)
         number = self._numbers.get(group)
         if number is not None:
-            weights = weights * self._np.where(self._groups == number, 1.0, _OTHERS)
+            weights *= np.where(self._groups == number, 1.0, _OTHERS)
         sums = weights.cumsum()
         return float(self._ratios[sums.searchsorted(sums[-1] / 2)])
 
@@ -83,15 +86,12 @@ class LocalMedian:
         np = self._np
         self._new = 0
         self._factors: dict[tuple[int, Hashable], float] = {}
-        seen = sorted(self._seen, key=lambda each: each.ratio)
-        self._numbers = {group: i for i, group in enumerate(dict.fromkeys(each.group for each in seen))}
-        ratios = np.array([each.ratio for each in seen] + ASSUMED)
+        logs, ratios, groups = zip(*self._seen, strict=True) if self._seen else ((), (), ())
+        self._numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+        numbers = [self._numbers[group] for group in groups]
+        ratios = np.array([*ratios, *ASSUMED])
         order = ratios.argsort(kind="stable")
         self._ratios = ratios[order]
-        self._groups = np.array([self._numbers[each.group] for each in seen] + [-1] * len(ASSUMED))[order]
-        logs = np.array([each.log for each in seen])
-        knots = _FIRST + _KNOT * np.arange(_KNOTS)
-        # far from all that was seen every ratio counts, a little
-        kernel = np.exp(-0.5 * ((logs - knots[:, None]) / _NEAR) ** 2) + 1e-3
-        assumed = np.full((_KNOTS, len(ASSUMED)), _OTHERS / 2)
-        self._kernel = np.concatenate((kernel, assumed), axis=1)[:, order]
+        self._logs = np.array([*logs, *[0.0] * len(ASSUMED)])[order]
+        self._groups = np.array([*numbers, *[-1] * len(ASSUMED)])[order]
+        self._assumed = self._groups < 0
