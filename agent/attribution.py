@@ -284,13 +284,9 @@ def _offender(window: Window, tid: int, blame: BlameTotals) -> tuple[int, str]:
 
 def is_kernel_thread(pid: int) -> bool:
     """Whether a live process is a kernel thread; ``False`` if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            fields = f.read().rpartition(b")")[2].split()
-    except OSError:
-        return False
+    stat = proc.read_stat(pid)
     # not by the lack of an executable: a zombie has none either
-    return bool(int(fields[6]) & PF_KTHREAD)
+    return stat is not None and bool(stat.flags & PF_KTHREAD)
 
 
 def _interrupts(window: Window, victims: set[int], on_cpu: int) -> tuple[list[Culprit], int | None]:

@@ -17,13 +17,14 @@ _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class TaskStat:
-    """The fields of /proc/PID/stat that we use. ``started`` is in clock ticks since boot."""
+    """The fields of /proc/PID/stat that we use: ``started`` in clock ticks since boot, ``flags`` PF_*."""
 
     pid: int
     comm: str
     state: str
     parent: int
     started: int
+    flags: int
 
 
 def read_stat(pid: int, tid: int | None = None) -> TaskStat | None:
@@ -38,7 +39,7 @@ def read_stat(pid: int, tid: int | None = None) -> TaskStat | None:
     head, _, tail = line.rpartition(")")
     number, _, comm = head.partition("(")
     fields = tail.split()
-    return TaskStat(int(number), comm, fields[0], int(fields[1]), int(fields[19]))
+    return TaskStat(int(number), comm, fields[0], int(fields[1]), int(fields[19]), int(fields[6]))
 
 
 def thread_ids(pid: int) -> list[int]:

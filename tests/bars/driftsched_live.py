@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.bars.bar import Bar, BarError, Outcome, progress
+from tests.bars.live_order import SLOTS, STEP_MS, TOKENS_PER_S
 from tests.bars.noise import TOOL_CPU, on_cpu
 from tests.bars.vllm_environment import vllm_environment
 from tests.integration.doubles import CPU
@@ -23,8 +24,6 @@ from quietcore.scheduler.bench.driftsched.live import REQUESTS, LiveOptions, run
 
 FCFS = "fcfs"  # vLLM's own
 OURS = ("priority", "weighted", "aging", "sjf", "drift")
-SLOTS = 16
-STEP_MS = 8.0  # as of a device that sets the pace: what the machine loses by the minute decides nothing
 TOKEN_SCALE = 0.25  # of the budgets
 TOKENS_PER_REQUEST = 70  # about, at that scale
 FIGURES = ("median", "mean", "p99")
@@ -46,7 +45,7 @@ class Row:
 def collect(runs: int, seconds: float) -> list[Row]:
     """Each policy on a fresh server; by turns in the other order."""
     venv, policies = vllm_environment(), (FCFS, *OURS)
-    requests = max(30, min(REQUESTS, round(seconds * SLOTS / STEP_MS * 1000 / TOKENS_PER_REQUEST)))
+    requests = max(30, min(REQUESTS, round(seconds * TOKENS_PER_S / TOKENS_PER_REQUEST)))
     rows: list[Row] = []
     try:
         with tempfile.TemporaryDirectory(prefix="quietcore-bars-", ignore_cleanup_errors=True) as name:
@@ -74,7 +73,7 @@ def measure(venv: Path, folder: Path, run: int, policy: str, requests: int) -> l
             cpus=(CPU, TOOL_CPU),
             slots=SLOTS,
             extra=() if policy == FCFS else settings,
-            extra_env={"QUIETCORE_TEST_STEP_MS": f"{STEP_MS:g}"},
+            step_ms=STEP_MS,
         ) as server,
     ):
         found = run_live(LiveOptions(server.url, requests=requests, token_scale=TOKEN_SCALE, seed=run))

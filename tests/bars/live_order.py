@@ -127,7 +127,7 @@ class Servers:
             self._lengths,
             cpus=(CPU, TOOL_CPU),
             slots=SLOTS,
-            extra_env={"QUIETCORE_TEST_STEP_MS": f"{STEP_MS:g}"},
+            step_ms=STEP_MS,
         ) as server:
             warm_up(server.url, self._folder)
             yield server

@@ -31,10 +31,14 @@ def policy_server(
     cpus: tuple[int, int] = (1, 0),
     slots: int = 16,
     stream_interval: int = 4,
+    step_ms: float = 0.0,
     extra: Sequence[str] = (),
     extra_env: Mapping[str, str] | None = None,
 ) -> VllmServer:
-    """One with ``slots``, engine and client on ``cpus``; ``lengths`` is the file for the logits processor."""
+    """One with ``slots``, engine and client on ``cpus``.
+
+    ``lengths`` is the file for the logits processor, which lets no step be shorter than ``step_ms``.
+    """
     return VllmServer(
         venv,
         folder,
@@ -51,6 +55,7 @@ def policy_server(
         extra_env={
             "PYTHONPATH": f"{ROOT / 'src'}:{PLUGIN}",
             "QUIETCORE_TEST_LENGTHS": str(lengths),
+            "QUIETCORE_TEST_STEP_MS": f"{step_ms:g}",
             **(extra_env or {}),
         },
     )

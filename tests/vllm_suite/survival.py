@@ -37,17 +37,21 @@ def broken(where: str) -> Any:
     }
 
 
+def _served(engine: Engine) -> dict[str, Any]:
+    return {
+        "finished": finished(engine),
+        "order": by_first(engine.outcomes),
+        "warnings": list(LOG.lines),
+    }
+
+
 def broken_queue() -> Any:
     engine = make(estimator=Oracle(), slots=2)
     for number in range(6):
         engine.add(f"r{number}", 5, **hint(9 - number))
     engine.scheduler.waiting.jobs._ordinary = None
     engine.drain()
-    return {
-        "finished": finished(engine),
-        "order": by_first(engine.outcomes),
-        "warnings": list(LOG.lines),
-    }
+    return _served(engine)
 
 
 def broken_priority() -> Any:
@@ -64,11 +68,7 @@ def broken_priority() -> Any:
     engine.step()
     engine.add("late", 5, priority=-1)
     engine.drain()
-    return {
-        "finished": finished(engine),
-        "order": by_first(engine.outcomes),
-        "warnings": list(LOG.lines),
-    }
+    return _served(engine)
 
 
 def broken_pop() -> Any:
@@ -96,7 +96,7 @@ def broken_removal() -> Any:
     engine.scheduler.waiting.jobs._tiers.waiting.clear()
     engine.abort("r2", "r3")
     engine.drain()
-    return {"order": by_first(engine.outcomes), "finished": finished(engine), "warnings": list(LOG.lines)}
+    return _served(engine)
 
 
 class Remembering(Oracle):
