@@ -23,9 +23,11 @@ from quietcore.scheduler.vllm.victims import free_slot, order_victims
 # Requests ranked anew in one step, and the share of the engine's time that this may take.
 _RERANK_SLICE = 4
 _RERANK_SHARE = 0.01
-# Learning from a step costs more than all else that is done in it: after so many, each fourth teaches.
+# Learning from a step costs more than all else that is done in it. The first ones all teach, then one after
+# so many steps or seconds of them, whichever comes first.
 _LEARN_FROM_ALL = 300
-_LEARN_FROM_EACH = 4
+_LEARN_AFTER_STEPS = 8
+_LEARN_AFTER_S = 0.05
 
 
 class Control:
@@ -57,6 +59,8 @@ class Control:
         self._state = self._model_state()
         self._rerank_after = 0.0
         self._steps = 0
+        self._untaught = 0
+        self._untaught_s = 0.0
         # Last, as it makes a file, which nobody would remove if something here failed after it.
         self.telemetry = Telemetry(settings.page_dir, slots, warn)
 
@@ -154,17 +158,30 @@ class Control:
         """Learns from the step, looks after running requests, and writes the page when it is time."""
         running = scheduler.running
         step = self.clock.updated(output, bool(running or self.queues[0]))
-        self._steps += 1
-        learn = self._steps <= _LEARN_FROM_ALL or self._steps % _LEARN_FROM_EACH == 0
-        if step is not None and learn:
+        if step is not None and self._teaches(step.seconds):
             shape = StepShape(step.prefill_tokens, step.decode_seqs, step.context_tokens)
             self.cost.step_time.observe(
                 shape, step.seconds, host_seconds=step.host_seconds, slowdown=self.cost.measured()
             )
-        for record, cost in self.ledger.check(running):
-            self._account(record, cost)
+        for request, record in self.ledger.check(running):
+            # Tiers can wait for its end: they take turns only among what has waited its bound.
+            if self.policy.fair:
+                self._account(record, self.ledger.whole_cost(request, record, record.horizon))
         if self.telemetry.due():
             self.publish(scheduler, degraded=False)
+
+    def _teaches(self, seconds: float) -> bool:
+        self._steps += 1
+        self._untaught += 1
+        self._untaught_s += seconds
+        if (
+            self._steps > _LEARN_FROM_ALL
+            and self._untaught < _LEARN_AFTER_STEPS
+            and self._untaught_s < _LEARN_AFTER_S
+        ):
+            return False
+        self._untaught, self._untaught_s = 0, 0.0
+        return True
 
     def ended(self, request: Any) -> None:
         """A request is about to be freed, in whatever way it ended."""

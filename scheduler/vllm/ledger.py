@@ -201,8 +201,8 @@ class Ledger:
         if record is not None:
             record.cached = max(cached, 0)
 
-    def check(self, running: list[Any]) -> Iterator[tuple[Record, float]]:
-        """Estimates anew what runs past its prediction: with the shared cost that it will have in the end.
+    def check(self, running: list[Any]) -> Iterator[tuple[Any, Record]]:
+        """Estimates anew what runs past its prediction, and names it.
 
         Looks at some of ``running`` a call, in turn.
         """
@@ -212,13 +212,15 @@ class Ledger:
                 self._to_check = iter(tuple(running))
                 return
             record = self._records.get(request.request_id)
-            if record is None or request.num_output_tokens <= record.horizon or not _generates(request):
+            if record is None:
                 continue
             produced = request.num_output_tokens
+            if produced <= record.horizon or not _generates(request):
+                continue
             left = self._remaining(record, produced).mean
             record.horizon = produced + max(left, _PATIENCE * produced)
             self.re_estimates += 1
-            yield record, self._whole_cost(request, record, record.horizon)
+            yield request, record
 
     def close(self, request: Any) -> Closed | None:
         """A request has ended, in whatever way; ``None`` if it has no record.
@@ -238,10 +240,11 @@ class Ledger:
             # of one that broke off by an error nothing is learned
             learned = produced if end is not None else 0
             self._ask(self.estimator.observe, record.facts, record.first, learned, end or End.ABORTED)
-        cost = self._whole_cost(request, record, produced) if produced else 0.0
+        cost = self.whole_cost(request, record, produced) if produced else 0.0
         return Closed(record, end, cost)
 
-    def _whole_cost(self, request: Any, record: Record, tokens: float) -> float:
+    def whole_cost(self, request: Any, record: Record, tokens: float) -> float:
+        """Shared cost, in seconds, of a request that has ``tokens`` output tokens in the end."""
         return self.cost.shared(request.num_prompt_tokens - record.cached, tokens)
 
 

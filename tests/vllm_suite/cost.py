@@ -18,7 +18,7 @@ from quietcore.scheduler.bench.modelless import EngineShape, import_vllm
 
 SLOTS = 64
 MANY, FEW = 10_000, 100
-WARM_STEPS = 100
+WARM_STEPS = 400  # the step-time model learns from each of the first 300
 LENGTH = 200  # so that every third step or so one ends and another is admitted
 
 
