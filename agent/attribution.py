@@ -116,6 +116,11 @@ class Account:
         return total
 
 
+def heaviest(quotas: Mapping[str, int]) -> str:
+    """The cgroup whose quota denied most, empty if there is none."""
+    return max(quotas, key=lambda path: quotas[path], default="")
+
+
 def launch_count(launcher: LauncherTotals) -> int:
     """Kernel and graph launches among a thread's calls."""
     return sum(n for api, n in launcher.calls.items() if api.startswith(LAUNCHES))
@@ -160,7 +165,7 @@ def account(
     interrupts, tick = _interrupts(window, set(chosen), on_cpu)
     culprits = [*blamed.culprits, *interrupts]
     if quota_ns := (held or 0) + by_quota:
-        culprits.append(Culprit("quota", max(quotas, key=lambda path: quotas[path], default=""), quota_ns))
+        culprits.append(Culprit("quota", heaviest(quotas), quota_ns))
     if late:
         culprits.append(Culprit("idle CPU", "late to wake up", late))
     others = sum(c.ns for c in blamed.culprits) + late + quota_ns

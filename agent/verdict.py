@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quietcore.agent.attribution import Account, Culprit
+from quietcore.agent.attribution import Account, Culprit, heaviest
 from quietcore.agent.culprits import named
 from quietcore.probes import cgroups
 
@@ -199,7 +199,7 @@ def _cannot_tell(whole: Account, share: float) -> str:
         "to see who ran instead, others or their own process, needs root"
     )
     if whole.quotas:
-        path = max(whole.quotas, key=lambda path: whole.quotas[path])
+        path = heaviest(whole.quotas)
         seconds = whole.quotas[path] / 1e9
         text += f" (the CPU quota of {cgroups.short_name(path)} held threads back for {seconds:.1f} s)"
     return text

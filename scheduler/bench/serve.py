@@ -136,8 +136,9 @@ def plan(options: ServeOptions, stream: Stream, rate: float) -> list[Query]:
         raise InputError(f"{options.stream} has only {len(stream.requests)} requests")
     times = arrival_times(options.arrivals, stream, options.skip, len(chosen))
     tiers = _draw_tiers(options, chosen)
+    hints = told(options)
     return [
-        _query(options, request, tier, time / rate)
+        _query(options, hints, request, tier, time / rate)
         for request, tier, time in zip(chosen, tiers, times, strict=True)
     ]
 
@@ -164,13 +165,12 @@ def _draw_tiers(options: ServeOptions, requests: Sequence[RecordedRequest]) -> l
     return draw.choices(list(options.tiers), list(options.tiers.values()), k=len(requests))
 
 
-def _query(options: ServeOptions, request: RecordedRequest, tier: str, time: float) -> Query:
+def _query(options: ServeOptions, hints: set[str], request: RecordedRequest, tier: str, time: float) -> Query:
     facts = request.facts
     if not facts.prompt:
         raise InputError(f"{options.stream} has no prompts: a live server needs a stream, not a trace")
     prompt = facts.prompt[: options.prompt_chars] if options.prompt_chars else facts.prompt
     deadline_ms = options.deadline_ms.get(tier)
-    hints = told(options)
     xargs: dict[str, Any] = {}
     if "tenant" in hints and facts.tenant:
         xargs["tenant"] = facts.tenant
@@ -219,7 +219,8 @@ async def _calibrate(
     others = (*stream.requests[: options.skip], *stream.requests[end:]) or stream.requests
     count = min(options.calibrate, len(others))
     chosen = [others[i * len(others) // count] for i in range(count)]
-    queries = [_query(options, request, "", 0.0) for request in chosen]
+    hints = told(options)
+    queries = [_query(options, hints, request, "", 0.0) for request in chosen]
     answers = await drive(client, model, queries, "calibrating", progress)
     return capacity_of(answers)
 
