@@ -14,7 +14,8 @@ class Coupling:
     0 where the slowdown hits nothing that the step waits for, 1 where all of it is hit, and more where
     one thread of several holds all others up, as those measured are a mean. Nobody can tell beforehand which
     of it holds: how much of a step is host work, whether it hides behind the device, and whether a device
-    with lower clocks was waiting for its memory anyway. Disturbed steps tell it: this is the Kalman filter of that one ratio.
+    with lower clocks was waiting for its memory anyway. Disturbed steps tell it: this is the Kalman filter of
+    that one ratio.
     """
 
     __slots__ = ("_variance", "value")
@@ -31,7 +32,7 @@ class Coupling:
         cause = slowdown - 1.0
         if cause < LEAST or excess != excess:
             return
-        excess = min(max(excess, 0.0), MOST * cause)
+        excess = min(max(excess, -MOST * cause), MOST * cause)
         gain = self._variance * cause / (self._variance * cause**2 + noise)
         self.value = min(max(self.value + gain * (excess - self.value * cause), 0.0), MOST)
         self._variance = min(self._variance * (1.0 - gain * cause) + FORGETTING, OPEN)

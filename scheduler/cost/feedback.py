@@ -15,8 +15,7 @@ SMOOTHING = 0.3  # weight of one window otherwise
 class MeasuredSlowdown:
     """The slowdown that the feedback page tells of, called for its present value.
 
-    A window of a tenth of a second scatters, and what each window said anew would disturb the order of the queue and
-    the estimates more than the noise does. So small changes are smoothed, while beginning, end and large
+    A window of a tenth of a second scatters. So small changes are smoothed, while beginning, end and large
     changes hold at once.
     """
 
