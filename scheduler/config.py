@@ -128,7 +128,7 @@ class Settings:
         page_dir: folder of the engine page; ``off`` for none, empty for the user's own.
         feedback: the feedback page that the agent writes; ``auto`` where it does by default, ``off`` for none.
         correct_time: whether step times follow what the steps and the agent say; if not, they stay what the
-            first 300 steps have taught, which is for comparison only.
+            first 20 s of work have taught, which is for comparison only.
         state: file in which the estimator outlives a restart of the engine; none if empty.
         prompt_head, prompt_tail: tokens of a prompt that are decoded for the estimator.
         seed: of what little chance there is in the estimator.

@@ -17,6 +17,8 @@ HYSTERESIS, HYSTERESIS_SLOWDOWN, HYSTERESIS_BEGIN = 0.1, 0.05, 0.02
 LEARN_FROM_ALL = 300
 LEARN_AFTER_STEPS = 8
 LEARN_AFTER_S = 0.05
+# What is learned where step times are not to be corrected: of 600 steps, the first 20 s or so of work.
+STATIC_LESSONS = 600
 
 
 def neutral() -> Slowdown:

@@ -19,7 +19,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from quietcore.scheduler import config
 from quietcore.scheduler.config import Settings
 from quietcore.scheduler.cost import CostModel, MeasuredSlowdown, Slowdown, StepTimeModel, neutral
-from quietcore.scheduler.cost.model import LEARN_FROM_ALL
+from quietcore.scheduler.cost.model import STATIC_LESSONS
 from quietcore.scheduler.estimate import Estimator, RequestFacts
 from quietcore.scheduler.page import FeedbackReader
 from quietcore.scheduler.vllm.control import Control
@@ -101,7 +101,7 @@ class _Drift:
         engine: Any = self
         overlap = bool(engine.scheduler_config.async_scheduling)
         slots = engine.scheduler_config.max_num_seqs
-        step_time = StepTimeModel(overlap=overlap, lessons=0 if settings.correct_time else LEARN_FROM_ALL)
+        step_time = StepTimeModel(overlap=overlap, lessons=0 if settings.correct_time else STATIC_LESSONS)
         self._slowdown = self._make_slowdown(settings)
         return CostModel(slots, step_time, self._slowdown)
 
