@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from quietcore.scheduler.bench import BenchError
 from quietcore.scheduler.cost import CostModel, MeasuredSlowdown, StepShape, StepTimeModel
 from quietcore.scheduler.cost.model import STATIC_LESSONS
 from quietcore.scheduler.page import Feedback, ProcessIdentity
@@ -288,14 +289,22 @@ def compare(make: Make, scenario: Scenario, *, seeds: int = 20, changes: int = 2
     )
 
 
+def compare_task(task: tuple[int, Scenario], *, seeds: int, changes: int) -> Row:
+    """`compare` for another process: a make by its place among `MAKES`, as its costs cannot be sent there."""
+    make, scenario = task
+    return compare(MAKES[make], scenario, seeds=seeds, changes=changes)
+
+
 def _mean(errors: Iterable[Sequence[float]]) -> tuple[float, ...]:
     return tuple(statistics.fmean(each) for each in zip(*errors, strict=True))
 
 
 def _upper_bound(ratios: Sequence[float]) -> tuple[float, float]:
     """Mean, and the upper end of its two-sided 95 % interval by Student's t."""
-    from scipy import stats
-
+    try:
+        from scipy import stats
+    except ImportError as e:
+        raise BenchError("scipy is not installed", "pip install 'quietcore[bench]'") from e
     mean = statistics.fmean(ratios)
     if len(ratios) < 2:
         return mean, math.inf

@@ -10,7 +10,6 @@ import contextlib
 import math
 import os
 import struct
-import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from os import pread
@@ -129,7 +128,7 @@ class FeedbackPageWriter:
         A process keeps its place while it is published. Values out of range are brought into it, and what is
         no number counts as unknown. Returns how many processes found no room.
         """
-        now_ns = time.monotonic_ns()
+        now_ns = monotonic_ns()
         wanted = {each.identity: each for each in feedback}
         for identity in self._slots.keys() - wanted.keys():
             slot = self._slots.pop(identity)
