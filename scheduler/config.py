@@ -126,7 +126,7 @@ class Settings:
         preempt_slots: whether a running request of a lower tier gives its slot to a waiting one of a higher.
         tiers: weights by name, see `tier_name`.
         page_dir: folder of the engine page; ``off`` for none, empty for the user's own.
-        feedback: the feedback page that the agent writes; ``auto`` where it does by default, ``off`` for none.
+        feedback: the feedback page that the agent writes; ``auto`` where it does so, ``off`` for none.
         correct_time: whether step times follow what the steps and the agent say; if not, they stay what the
             first 20 s of work have taught, which is for comparison only.
         state: file in which the estimator outlives a restart of the engine; none if empty.

@@ -37,8 +37,8 @@ MAX_RESTS = 8
 # A changed estimate moves a request only if its cost changes by this share, or its service where it has a
 # deadline.
 _WORTH_MOVING = 0.02
-# So much of what is ranked anew at a time are requests with a deadline, while there are any: for them alone the
-# seconds count, not only how they compare.
+# So much of what is ranked anew at a time are requests with a deadline, while there are any: for them alone
+# the seconds count, not only how they compare.
 _WITH_DEADLINE = 0.75
 
 # Timers of requests that have left are dropped when they outnumber the others by this many.

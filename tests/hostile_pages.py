@@ -140,7 +140,9 @@ class _Spoiler:
         self.write(bytes(page))
 
     def wrong_size(self) -> None:
-        cut = self.rng.choice((0, 1, HEADER_SIZE, self.offset + 20, PAGE_SIZE - 1, self.rng.randrange(PAGE_SIZE)))
+        cut = self.rng.choice(
+            (0, 1, HEADER_SIZE, self.offset + 20, PAGE_SIZE - 1, self.rng.randrange(PAGE_SIZE))
+        )
         self.write(self.good[:cut] if self.rng.random() < 0.7 else self.good + self.good[: cut + 1])
 
     def link(self) -> None:
@@ -282,7 +284,7 @@ def torn(slot: bytes, stores: list[tuple[int, bytes]], rng: random.Random) -> by
 
 
 def try_torn_writes(folder: Path, count: int, seed: int = 0) -> Counter[str]:
-    """Lets ``count`` writes break off, and shows them to an engine that has seen the record before, and to a new one.
+    """Lets ``count`` writes break off, and shows them to an engine that knew the record, and to a new one.
 
     Each may believe the record before or the new one, whole. After each, the next whole write must be seen.
     """

@@ -1,4 +1,4 @@
-"""How soon step times are foreseen right after noise has begun or ended: in virtual time, the truth being known.
+"""How soon step times are foreseen right when noise begins or ends: in virtual time, the truth being known.
 
 An engine takes steps; noise on its host multiplies the host's work by a known factor, and comes and goes.
 Three cost models see the same steps, and each foretells every step before it is taken:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from quietcore.scheduler.cost.slowdown import NEUTRAL, Slowdown
-from quietcore.scheduler.page.feedback import Feedback, FeedbackReader
+from quietcore.scheduler.page.feedback import Feedback
 
 BEGINS, ENDS = 0.05, 0.025  # less than a twentieth is the murmur of a host, until it has begun
 JUMP = 0.15  # log change between two windows that is a change of the disturbance, not scatter
 SMOOTHING = 0.3  # weight of one window otherwise
+
+
+class Reader(Protocol):
+    """A `FeedbackReader`, or what stands in for one: the same object until something new is told."""
+
+    def read(self) -> Feedback | None: ...
+
+    def close(self) -> None: ...
 
 
 class MeasuredSlowdown:
@@ -19,7 +28,7 @@ class MeasuredSlowdown:
     changes hold at once.
     """
 
-    def __init__(self, reader: FeedbackReader) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._last: Feedback | None = None
         self._slowdown = NEUTRAL

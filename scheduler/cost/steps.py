@@ -157,9 +157,7 @@ class StepTimeModel:
         self._see(shape)
         if self._lessons and self.steps > self._lessons:
             return
-        host_seconds = (
-            host_seconds / slowdown.host if host_seconds and 0.0 < host_seconds <= LONGEST else 0.0
-        )
+        host_seconds = host_seconds / slowdown.host if host_seconds and 0.0 < host_seconds <= LONGEST else 0.0
         if host_seconds and self._clean < WARM:
             self._learn_host(shape, host_seconds)
         predicted = self._unpaced(shape, slowdown)
@@ -264,7 +262,7 @@ class StepTimeModel:
         self._device.update(*shape, device, seconds / slowdown.device / device, self._pace.noise)
 
     def _learn_coupling(self, lesson: _Lesson) -> None:
-        """From a disturbed step; nothing where host and device are both slowed down, as either may be felt."""
+        """From a disturbed step; nothing where host and device are both slowed down, as either counts."""
         shape, seconds, _, slowdown, _ = lesson
         by_host = abs(slowdown.device - 1.0) <= NEGLIGIBLE
         if not by_host and abs(slowdown.host - 1.0) > NEGLIGIBLE:

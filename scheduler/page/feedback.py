@@ -160,9 +160,9 @@ class FeedbackReader:
     """The engine's side: what the page says of this process, in under a microsecond and without blocking.
 
     ``identity`` is by default this process's, ``owners`` are the uids that may own the page, root's and the
-    own one by default. The page is read by ``pread``, not mapped: reading what somebody has cut short meanwhile
-    would kill the engine. In most calls nothing is new, and that is known from the clock or from the
-    sequence of the record alone.
+    own one by default. The page is read by ``pread``, not mapped: a touch of what somebody has cut short
+    meanwhile would kill the engine. In most calls nothing is new, and that is known from the clock or from
+    the sequence of the record alone.
     """
 
     __slots__ = (

@@ -150,7 +150,9 @@ def conclude(runs: Sequence[Run]) -> Outcome:
 
 def _seen(runs: Sequence[Run]) -> list[tuple[dict[str, int], dict[str, int]]]:
     """Each torn write is shown to two readers."""
-    return [(run.hostile, {name: n for name, n in run.torn.items() if name.startswith("new")}) for run in runs]
+    return [
+        (run.hostile, {name: n for name, n in run.torn.items() if name.startswith("new")}) for run in runs
+    ]
 
 
 BAR = Bar(

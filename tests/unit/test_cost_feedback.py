@@ -24,9 +24,7 @@ class Page:
         self.closed = False
 
     def tell(self, host: float = 1.0, device: float = 1.0) -> None:
-        self.told = Feedback(
-            ProcessIdentity(1, 2, 3), WINDOW_NS, host_slowdown=host, device_slowdown=device
-        )
+        self.told = Feedback(ProcessIdentity(1, 2, 3), WINDOW_NS, host_slowdown=host, device_slowdown=device)
 
     def read(self) -> Feedback | None:
         return self.told
@@ -41,7 +39,7 @@ def page() -> Page:
 
 
 def measured(page: Page) -> MeasuredSlowdown:
-    return MeasuredSlowdown(page)  # type: ignore[arg-type]
+    return MeasuredSlowdown(page)
 
 
 # --- the slowdown that is believed ---

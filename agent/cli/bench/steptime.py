@@ -41,7 +41,9 @@ def command(seeds: int, changes: int, jobs: int, as_json: bool) -> None:
     with clear_errors():
         from quietcore.scheduler.bench import loop_model, parallel
 
-        tasks = [(make, scenario) for make in range(len(loop_model.MAKES)) for scenario in loop_model.SCENARIOS]
+        tasks = [
+            (make, scenario) for make in range(len(loop_model.MAKES)) for scenario in loop_model.SCENARIOS
+        ]
         with progress(len(tasks), "scenarios") as advance:
             rows = parallel.run(
                 functools.partial(loop_model.compare_task, seeds=seeds, changes=changes),
@@ -50,7 +52,12 @@ def command(seeds: int, changes: int, jobs: int, as_json: bool) -> None:
                 lambda task: advance(f"{loop_model.MAKES[task[0]].name}, {task[1].name}"),
             )
     if as_json:
-        document = {"schema": SCHEMA, "corrections": loop_model.CORRECTIONS, "seeds": seeds, "changes": changes}
+        document = {
+            "schema": SCHEMA,
+            "corrections": loop_model.CORRECTIONS,
+            "seeds": seeds,
+            "changes": changes,
+        }
         click.echo(json.dumps({**document, "rows": [_plain(row) for row in rows]}, indent=2))
     else:
         click.echo(_table(rows, loop_model.CORRECTIONS))
