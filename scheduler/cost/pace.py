@@ -23,12 +23,14 @@ class Pace:
     A disturbance is known later than it begins. So when one is announced, the pace of undisturbed steps
     goes back towards what it was half a second of engine time before, no further than the announcement can
     account for; and what the announcement fails to explain is followed apart. When the disturbance is over,
-    the old pace holds at once.
+    the old pace holds at once. Where undisturbed times are shorter than that (bursts that are over when
+    they are announced), announcements say nothing of what was seen before them, and nothing is taken back.
     """
 
     __slots__ = (
         "_drift",
         "_older",
+        "_phase_s",
         "_recent",
         "_seconds",
         "_window",
@@ -45,8 +47,14 @@ class Pace:
         self.in_clean = True
         self._window: deque[float] = deque(maxlen=WINDOW)
         self._drift = 0.0
+        self._phase_s = 0.0
         self._seconds = 0.0
         self._older = self._recent = 1.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has been disturbed, or undisturbed, for longer than announcements lag behind."""
+        return self._phase_s >= LAG_S
 
     def now(self, clean: bool) -> float:
         return self.clean if clean else self.clean * self.disturbed
@@ -59,7 +67,7 @@ class Pace:
         as `clean` has risen by the disturbance, that goes on to be believed.
         """
         low, high = sorted((self.clean, self.clean / most))
-        clean = min(max(self._older, low), high)
+        clean = min(max(self._older, low), high) if self.settled else self.clean
         return clean, max(self.clean / (clean * explained), 1.0) if explained >= 1.0 else 1.0
 
     @property
@@ -89,7 +97,7 @@ class Pace:
         self.in_clean = clean
         self._window.clear()
         self._drift = 0.0
-        self._seconds = 0.0
+        self._phase_s = self._seconds = 0.0
         self._recent = self._older = self.clean
 
     def hand_over(self, factor: float) -> None:
@@ -103,6 +111,7 @@ class Pace:
         ``elapsed``: seconds of engine time since the last one.
         """
         clean, window = self.in_clean, self._window
+        self._phase_s += elapsed
         window.append(ratio)
         if len(window) > 2:
             ordered = sorted(window)

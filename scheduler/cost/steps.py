@@ -78,7 +78,7 @@ class StepTimeModel:
 
     A disturbance is announced later than it begins, and so is its end. So a step teaches coefficients and
     couplings only half a second of engine time later, and not at all if disturbance has begun or ended by
-    then.
+    then (where it comes and goes faster than that, undisturbed steps teach all the same).
 
     ``lessons``: after so many steps neither coefficients nor pace change any more; 0 for never.
     """
@@ -165,9 +165,8 @@ class StepTimeModel:
             self._set_scale(seconds / predicted)
             return
         if clean != self._pace.in_clean:
+            self._take_back()
             self._pace.switch(clean, *self._explained(shape, slowdown, predicted))
-            self._held.clear()
-            self._held_s = 0.0
         ratio = self._pace.observe(seconds / predicted, elapsed)
         if clean and self._pace.changed():
             level = self._pace.fold()
@@ -183,6 +182,14 @@ class StepTimeModel:
             self._hold(lesson)
         if self.steps == self._lessons:
             self._pace = Pace()
+
+    def _take_back(self) -> None:
+        """Forget lessons from around the beginning or the end of a disturbance."""
+        if self._pace.in_clean and not self._pace.settled:
+            return
+        kept = () if self._pace.in_clean else [each for each in self._held if each.slowdown.negligible]
+        self._held = deque(kept)
+        self._held_s = sum(each.elapsed for each in kept)
 
     def _hold(self, lesson: _Lesson) -> None:
         """Learn from those that are old enough."""

@@ -228,6 +228,18 @@ def test_a_change_of_the_workload_survives_an_announcement() -> None:
     assert model.predict(SHAPE) > 1.7 * STEP_S
 
 
+def test_bursts_shorter_than_their_announcement_hold_up_no_learning() -> None:
+    """Said to be disturbed and undisturbed in turn, five times a second: a change is followed all the same."""
+    model = StepTimeModel()
+    run_steps(model, 300)
+    for number in range(100):
+        run_steps(model, 4, 1.8, Slowdown(host=1.1) if number % 2 else NEUTRAL, seed=number)
+    assert model.predict(SHAPE) == pytest.approx(1.8 * STEP_S, rel=0.06)
+    assert model.predict(SHAPE, Slowdown(host=1.1)) == pytest.approx(1.8 * STEP_S, rel=0.12)
+    run_steps(model, 200, 1.8)
+    assert model.state.pace == pytest.approx(1.0, abs=0.15), "the coefficients have learned it"
+
+
 def test_where_nothing_is_corrected_nothing_is_followed() -> None:
     model = StepTimeModel(lessons=300)
     run_steps(model, 400)

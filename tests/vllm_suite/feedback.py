@@ -1,5 +1,5 @@
-"""Scenarios of the feedback page: written as by the agent, read by the plug-in in vLLM's scheduler, while steps
-take as long as the scenario says.
+"""Scenarios of the feedback page: written as by the agent, read by the plug-in in vLLM's scheduler, while
+steps take as long as the scenario says.
 """
 
 from __future__ import annotations
