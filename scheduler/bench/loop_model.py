@@ -97,11 +97,17 @@ class Scenario:
     Attributes:
         idle_s: the engine has nothing to do for so long around that moment.
         changes_mix: the workload becomes another.
+        late_s: by so much later than usual the agent tells what it has measured.
+        seen_share: of what the host loses, the agent sees so much.
+        false_alarms: share of windows in which it sees a fifth of the host's time lost that is not.
     """
 
     name: str
     idle_s: float = 0.0
     changes_mix: bool = False
+    late_s: float = 0.0
+    seen_share: float = 1.0
+    false_alarms: float = 0.0
 
 
 SCENARIOS = (
@@ -109,6 +115,9 @@ SCENARIOS = (
     Scenario("idle gap", idle_s=2.0),
     Scenario("new mix", changes_mix=True),
     Scenario("new mix after a gap", idle_s=2.0, changes_mix=True),
+    Scenario("a late agent", late_s=0.3),
+    Scenario("a short-sighted agent", seen_share=0.5),
+    Scenario("a nervous agent", false_alarms=0.1),
 )
 
 
@@ -132,7 +141,8 @@ class Sample(NamedTuple):
 class _Agent:
     """Tells what it has measured over a window up to as much time after its end; read like a page."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, scenario: Scenario, rng: random.Random) -> None:
+        self._scenario = scenario
         self._rng = rng
         self._now = 0.0
         self._end = _WINDOW_S
@@ -154,10 +164,14 @@ class _Agent:
 
     def _conclude(self) -> None:
         scatter = _SHARE_SCATTER if self._lost else _QUIET_SHARE_SCATTER
-        share = min(max(self._rng.gauss(self._lost / _WINDOW_S, scatter), 0.0), 0.95)
+        share = self._rng.gauss(self._lost / _WINDOW_S * self._scenario.seen_share, scatter)
+        if self._rng.random() < self._scenario.false_alarms:
+            share += 0.2
         self._lost = 0.0
-        record = Feedback(_IDENTITY, round(_WINDOW_S * 1e9), host_slowdown=1.0 / (1.0 - share))
-        self._coming.append((self._end + self._rng.uniform(0.0, _WINDOW_S), record))
+        slowdown = 1.0 / (1.0 - min(max(share, 0.0), 0.95))
+        record = Feedback(_IDENTITY, round(_WINDOW_S * 1e9), host_slowdown=slowdown)
+        delay = self._scenario.late_s + self._rng.uniform(0.0, _WINDOW_S)
+        self._coming.append((self._end + delay, record))
 
     def read(self) -> Feedback | None:
         return self._told
@@ -189,7 +203,7 @@ class _Run:
         self.now = 0.0
         self.factor = 1.0
         self.mix, self.seqs = MIXES[0], MIXES[0].seqs
-        self.agent = _Agent(self.rng)
+        self.agent = _Agent(scenario, self.rng)
         overlap = make.overlap
         self.models = (
             CostModel(_SLOTS, StepTimeModel(overlap=overlap, lessons=STATIC_LESSONS)),

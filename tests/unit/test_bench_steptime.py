@@ -27,7 +27,7 @@ from quietcore.scheduler.bench.loop_model import (
 from quietcore.scheduler.cost import StepShape
 
 IN_TURN, OVERLAPPING, HOST_ONLY = MAKES
-BUSY, IDLE, MIX, MIX_IDLE = SCENARIOS
+BUSY, IDLE, MIX, MIX_IDLE, LATE, SHORT_SIGHTED, NERVOUS = SCENARIOS
 SHAPE = StepShape(0, 16, 10_000)
 
 
@@ -50,7 +50,7 @@ def test_noise_multiplies_the_hosts_work_only() -> None:
 
 
 def test_the_agent_tells_later_what_it_measured() -> None:
-    agent = loop_model._Agent(random.Random(1))
+    agent = loop_model._Agent(BUSY, random.Random(1))
     agent.watch(10.0, 1.0)
     told = agent.read()
     assert told is not None
@@ -76,7 +76,7 @@ def test_the_mix_of_the_workload_changes_only_where_said() -> None:
 
 
 @pytest.mark.parametrize("make", [IN_TURN, HOST_ONLY])
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [BUSY, IDLE, MIX, MIX_IDLE])
 def test_with_the_page_half_of_the_error_is_gone_and_nothing_is_worse_than_self_timed(
     rows: dict[tuple[str, str], Row], make: loop_model.Make, scenario: loop_model.Scenario
 ) -> None:
@@ -101,6 +101,14 @@ def test_a_host_hidden_behind_the_device_gains_least_and_loses_nothing(
 ) -> None:
     for scenario in SCENARIOS:
         assert rows[OVERLAPPING.name, scenario.name].ratio[0] < 1.05
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("scenario", [LATE, SHORT_SIGHTED, NERVOUS])
+def test_a_poor_agent_does_little_harm(
+    rows: dict[tuple[str, str], Row], make: loop_model.Make, scenario: loop_model.Scenario
+) -> None:
+    assert rows[make.name, scenario.name].ratio[0] < 1.1
 
 
 @pytest.mark.parametrize("make", MAKES)
