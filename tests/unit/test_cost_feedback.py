@@ -229,7 +229,7 @@ def test_a_change_of_the_workload_survives_an_announcement() -> None:
 
 
 def test_bursts_shorter_than_their_announcement_hold_up_no_learning() -> None:
-    """Said to be disturbed and undisturbed in turn, five times a second: a change is followed all the same."""
+    """Disturbed and undisturbed in turn, five times a second: a change is followed all the same."""
     model = StepTimeModel()
     run_steps(model, 300)
     for number in range(100):
