@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any
 
 from quietcore.scheduler.cost import CostModel, MeasuredSlowdown, StepTimeModel
@@ -23,7 +24,7 @@ from quietcore.scheduler.page import (
     StolenShares,
     seqlock,
 )
-from quietcore.scheduler.page.feedback import BODY_SIZE, PAGE_SIZE, SLOT_SIZE, _pack, monotonic_ns
+from quietcore.scheduler.page.feedback import BODY_SIZE, PAGE_SIZE, SLOT_SIZE, _pack
 from quietcore.scheduler.page.files import HEADER_SIZE
 from quietcore.scheduler.page.seqlock import HEAD_SIZE, RecordWriter
 
@@ -99,6 +100,13 @@ class _Spoiler:
         }
         if os.geteuid() == 0:
             self.kinds["of a stranger"] = self.of_a_stranger
+
+    def freshen(self) -> None:
+        """The good page as of now, in its place."""
+        page = bytearray(self.good)
+        RecordWriter(page, self.offset).write(_pack(make_feedback(7), monotonic_ns()))
+        self.good = bytes(page)
+        self.write(self.good)
 
     def write(self, content: bytes) -> None:
         self.clear()
@@ -187,8 +195,7 @@ def try_hostile_pages(folder: Path, count: int, seed: int = 0) -> Counter[str]:
     writer = FeedbackPageWriter(path)
     writer.publish(make_feedback(number, OURS._replace(pid=number)) for number in range(1, 20))
     writer.publish([make_feedback(7), *(make_feedback(1, OURS._replace(pid=n)) for n in range(5, 15))])
-    good = path.read_bytes()
-    spoiler = _Spoiler(path, good, rng)
+    spoiler = _Spoiler(path, path.read_bytes(), rng)
     reader = FeedbackReader(path, OURS)
     measured = MeasuredSlowdown(reader)
     cost = CostModel(8, StepTimeModel(), measured)
@@ -196,7 +203,7 @@ def try_hostile_pages(folder: Path, count: int, seed: int = 0) -> Counter[str]:
     kinds = [*spoiler.kinds, "forged values", "forged values"]
     for number in range(count):
         if number % 1000 == 0:
-            spoiler.write(good)
+            spoiler.freshen()
             look_again(reader, anew=True)
             if not check(reader.read()):
                 raise Misled(f"a good page was refused after {number} spoilt ones")

@@ -253,7 +253,7 @@ def run(make: Make, scenario: Scenario, *, changes: int = 20, seed: int = 0) -> 
     coming = deque(_plan(scenario, changes, engine.rng))
     samples: list[Sample] = []
     done, since = 0, 0.0
-    while coming or engine.now < since + AFTER_S:
+    while coming or engine.now < since + 2.0 * AFTER_S:
         if coming and engine.now >= coming[0].at:
             engine.change(coming.popleft(), scenario.idle_s)
             done, since = done + 1, engine.now
@@ -327,7 +327,7 @@ def _upper_bound(ratios: Sequence[float]) -> tuple[float, float]:
 
 
 def _corrected(runs: Sequence[Sequence[Sample]], index: int) -> float:
-    times = []
+    times: list[float] = []
     for samples in runs:
         first: dict[int, float] = {}
         for sample in samples:

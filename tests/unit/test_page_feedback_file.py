@@ -23,7 +23,7 @@ from tests.hostile_pages import (
 )
 from tests.unit.feedback_clock import Clock
 
-from quietcore.scheduler.page import Feedback, FeedbackPageWriter, FeedbackReader, feedback
+from quietcore.scheduler.page import Feedback, FeedbackPageWriter, FeedbackReader, feedback, files
 from quietcore.scheduler.page.feedback import BODY_SIZE, SLOT_SIZE
 from quietcore.scheduler.page.seqlock import RecordWriter
 
@@ -99,7 +99,7 @@ def test_the_file_is_looked_for_four_times_a_second_at_most(
 
         return call
 
-    monkeypatch.setattr(feedback, "open_page", count("open", feedback.open_page))
+    monkeypatch.setattr(feedback, "open_page", count("open", files.open_page))
     monkeypatch.setattr(os, "stat", count("stat", os.stat))
     monkeypatch.setattr(feedback, "pread", count("pread", os.pread))
     reader = FeedbackReader(path, OURS)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.hostile_pages import look_again
 from tests.vllm_suite.engine import Engine
@@ -81,11 +82,10 @@ def host(**settings: Any) -> Iterator[Host]:
             return sample(output)
 
         found.engine._sample = take_time  # type: ignore[method-assign]
-        clock, steps.perf_counter = steps.perf_counter, lambda: found.now
         try:
-            yield found
+            with mock.patch.object(steps, "perf_counter", lambda: found.now):
+                yield found
         finally:
-            steps.perf_counter = clock
             found.engine.scheduler.shutdown()
             found.writer.close()
 
