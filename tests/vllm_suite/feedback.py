@@ -125,13 +125,14 @@ def deadlines() -> Any:
             here.warm()
             here.engine.abort("warm")
             here.steps(2)
-            here.engine.add("runs", 50, **hint(50))
+            here.engine.add("runs", 30, **hint(30))
             here.steps(5)
             here.engine.add("short", 5, **hint(5))
             here.engine.add("timed", 100, **hint(100, deadline_ms=5000))
             here.steps(5)
             if name == "slow":
-                here.tell(device=2.15)  # presses after 0.7 s, not 1.5
+                here.tell(device=2.15)  # steps of 1.8 times the length: it presses after 0.7 s, not 1.5
+                here.factor = 1.8
             here.engine.drain()
             found[name] = [key for key in by_first(here.engine.outcomes) if key != "warm"]
     return found
@@ -209,6 +210,7 @@ def restarted() -> Any:
         here.tell(host=1.2)
         here.steps(2)
         slowdowns.append(here.cost.slowdown.host)
+        here.writer.close()
         held = _held(here.path)
         here.engine.scheduler._stop()
         return {"slowdowns": slowdowns, "held": held, "left": _held(here.path)}
