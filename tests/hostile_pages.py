@@ -1,4 +1,4 @@
-"""Feedback pages as they must not be, and writes that broke off: tried by tests and by a bar."""
+"""Pages as they must not be, shown to who reads them: tried by tests and by a bar."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ import random
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any
 
 from quietcore.scheduler.cost import CostModel, MeasuredSlowdown, StepTimeModel
 from quietcore.scheduler.page import (
+    Account,
+    EnginePageWriter,
+    EngineStats,
     Feedback,
     FeedbackPageWriter,
     FeedbackReader,
     ProcessIdentity,
+    StepTimes,
     StolenShares,
-    seqlock,
+    engine,
+    feedback,
+    read_engine_page,
 )
-from quietcore.scheduler.page.feedback import BODY_SIZE, PAGE_SIZE, SLOT_SIZE, _pack
+from quietcore.scheduler.page.feedback import PAGE_SIZE, SLOT_SIZE, _pack
 from quietcore.scheduler.page.files import HEADER_SIZE
 from quietcore.scheduler.page.seqlock import HEAD_SIZE, RecordWriter
 
@@ -80,13 +84,29 @@ def check(found: Feedback | None) -> bool:
 
 
 class _Spoiler:
-    """Puts spoilt pages where an engine looks for one."""
+    """Puts spoilt pages where somebody looks for one.
 
-    def __init__(self, path: Path, good: bytes, rng: random.Random) -> None:
+    ``good`` has at ``offset`` the record that is looked for, with a body of ``body`` bytes; which eights of
+    them hold floats and which hold integers.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        good: bytes,
+        rng: random.Random,
+        offset: int,
+        body: int,
+        floats: Sequence[int],
+        ints: Sequence[int],
+    ) -> None:
         self.path = path
         self.good = good
         self.rng = rng
-        self.offset = next(o for o in range(HEADER_SIZE, PAGE_SIZE, SLOT_SIZE) if _is_ours(good, o))
+        self.offset = offset
+        self.body = body
+        self.floats = floats
+        self.ints = ints
         self.kinds: dict[str, Callable[[], None]] = {
             "random bytes": self.random_bytes,
             "changed bytes": self.changed_bytes,
@@ -101,13 +121,6 @@ class _Spoiler:
         if os.geteuid() == 0:
             self.kinds["of a stranger"] = self.of_a_stranger
 
-    def freshen(self) -> None:
-        """The good page as of now, in its place."""
-        page = bytearray(self.good)
-        RecordWriter(page, self.offset).write(_pack(make_feedback(7), monotonic_ns()))
-        self.good = bytes(page)
-        self.write(self.good)
-
     def write(self, content: bytes) -> None:
         self.clear()
         self.path.write_bytes(content)
@@ -120,13 +133,13 @@ class _Spoiler:
 
     def random_bytes(self) -> None:
         begin = self.rng.choice((0, 16, HEADER_SIZE, self.offset, self.offset + HEAD_SIZE))
-        self.write(self.good[:begin] + self.rng.randbytes(PAGE_SIZE - begin))
+        self.write(self.good[:begin] + self.rng.randbytes(len(self.good) - begin))
 
     def changed_bytes(self) -> None:
-        self._change(0, PAGE_SIZE)
+        self._change(0, len(self.good))
 
     def changed_record(self) -> None:
-        self._change(self.offset, SLOT_SIZE)
+        self._change(self.offset, HEAD_SIZE + self.body)
 
     def _change(self, begin: int, length: int) -> None:
         page = bytearray(self.good)
@@ -136,21 +149,23 @@ class _Spoiler:
 
     def forged_values(self) -> None:
         """With a right checksum, as a hostile writer would."""
-        body = bytearray(self.good[self.offset + HEAD_SIZE :][:BODY_SIZE])
+        body = bytearray(self.good[self.offset + HEAD_SIZE :][: self.body])
         for _ in range(self.rng.choice((1, 2, 12))):
-            place = self.rng.randrange(6, BODY_SIZE // 8) * 8
+            place = self.rng.choice(self.floats) * 8
             odd = self.rng.choice(ODD)
             struct.pack_into("<d", body, place, odd if self.rng.random() < 0.7 else self.rng.gauss(0.0, 1e3))
         if self.rng.random() < 0.3:
-            struct.pack_into("<Q", body, self.rng.randrange(3, 6) * 8, self.rng.choice(ODD_INTS))
+            struct.pack_into("<Q", body, self.rng.choice(self.ints) * 8, self.rng.choice(ODD_INTS))
+        self.write(self.with_body(bytes(body)))
+
+    def with_body(self, body: bytes) -> bytes:
         page = bytearray(self.good)
-        RecordWriter(page, self.offset).write(bytes(body))
-        self.write(bytes(page))
+        RecordWriter(page, self.offset).write(body)
+        return bytes(page)
 
     def wrong_size(self) -> None:
-        cut = self.rng.choice(
-            (0, 1, HEADER_SIZE, self.offset + 20, PAGE_SIZE - 1, self.rng.randrange(PAGE_SIZE))
-        )
+        size = len(self.good)
+        cut = self.rng.choice((0, 1, HEADER_SIZE, self.offset + 20, size - 1, self.rng.randrange(size)))
         self.write(self.good[:cut] if self.rng.random() < 0.7 else self.good + self.good[: cut + 1])
 
     def link(self) -> None:
@@ -180,35 +195,45 @@ class _Spoiler:
             os.truncate(self.path, self.rng.choice((0, 8, self.offset, self.offset + 8)))
 
 
-def _is_ours(page: bytes, offset: int) -> bool:
-    return page.startswith(struct.pack("<3Q", *OURS), offset + HEAD_SIZE)
+def find_record(page: bytes) -> int:
+    """Where in a feedback page ours is."""
+    ours = struct.pack("<3Q", *OURS)
+    return next(o for o in range(HEADER_SIZE, PAGE_SIZE, SLOT_SIZE) if page.startswith(ours, o + HEAD_SIZE))
+
+
+def _pick(spoiler: _Spoiler) -> str:
+    """Spoils the page, by forged values more often than by all else."""
+    kind = spoiler.rng.choice([*spoiler.kinds, "forged values", "forged values"])
+    spoiler.kinds[kind]()
+    return kind
 
 
 def try_hostile_pages(folder: Path, count: int, seed: int = 0) -> Counter[str]:
-    """Shows ``count`` spoilt pages to an engine's cost model; how many of each kind.
+    """Shows ``count`` spoilt feedback pages to an engine's cost model; how many of each kind.
 
     What a reader has open stays open for every other page, as in an engine. Raises `Misled` if nonsense was
     believed, or if the good page afterwards was not.
     """
-    rng = random.Random(seed)
-    path = folder / "page"
+    path = folder / "feedback"
     writer = FeedbackPageWriter(path)
     writer.publish(make_feedback(number, OURS._replace(pid=number)) for number in range(1, 20))
     writer.publish([make_feedback(7), *(make_feedback(1, OURS._replace(pid=n)) for n in range(5, 15))])
-    spoiler = _Spoiler(path, path.read_bytes(), rng)
+    good = path.read_bytes()
+    rng = random.Random(seed)
+    spoiler = _Spoiler(path, good, rng, find_record(good), feedback.BODY_SIZE, range(6, 18), range(3, 6))
     reader = FeedbackReader(path, OURS)
     measured = MeasuredSlowdown(reader)
     cost = CostModel(8, StepTimeModel(), measured)
     seen: Counter[str] = Counter()
-    kinds = [*spoiler.kinds, "forged values", "forged values"]
     for number in range(count):
         if number % 1000 == 0:
-            spoiler.freshen()
+            # as of now, or it would be stale in the end
+            spoiler.good = spoiler.with_body(_pack(make_feedback(7), monotonic_ns()))
+            spoiler.write(spoiler.good)
             look_again(reader, anew=True)
             if not check(reader.read()):
                 raise Misled(f"a good page was refused after {number} spoilt ones")
-        kind = rng.choice(kinds)
-        spoiler.kinds[kind]()
+        kind = _pick(spoiler)
         look_again(reader, anew=rng.random() < 0.8)
         believed = check(reader.read())
         if not 0.0 < cost.shared(100, 100) < 1e9:
@@ -220,129 +245,50 @@ def try_hostile_pages(folder: Path, count: int, seed: int = 0) -> Counter[str]:
     return seen
 
 
+def try_hostile_engine_pages(folder: Path, count: int, seed: int = 0) -> Counter[str]:
+    """The same for engine pages, as the agent reads them."""
+    path = folder / "engine"
+    writer = EnginePageWriter(path)
+    steps = StepTimes((1e-3, 1e-6, 1e-5, 1e-9), (1e-4, 0.0, 1e-6, 0.0), 1.1, 0.05, 1000)
+    writer.write(EngineStats({"premium": 1, "batch": 2}, 3, 4, steps, Account(5, 6.0, 7.0, 8.0)))
+    good = path.read_bytes()
+    numbers = (engine.BODY_SIZE - (engine._INTS + engine._FLOATS) * 8) // 8
+    floats = range(numbers + engine._INTS, engine.BODY_SIZE // 8)
+    rng = random.Random(seed)
+    spoiler = _Spoiler(path, good, rng, HEADER_SIZE, engine.BODY_SIZE, floats, range(floats.start))
+    seen: Counter[str] = Counter()
+    for number in range(count):
+        if number % 1000 == 0:
+            spoiler.write(good)
+            if read_engine_page(path, max_age_s=1e6) is None:
+                raise Misled(f"a good page was refused after {number} spoilt ones")
+        kind = _pick(spoiler)
+        found = read_engine_page(path, max_age_s=1e6)
+        if found is not None:
+            _check_engine(found)
+        seen[kind if found is None else f"{kind}, believed"] += 1
+    spoiler.clear()
+    writer.close()
+    return seen
+
+
+def _check_engine(found: EngineStats) -> None:
+    steps = found.steps
+    times = (*steps.device, *steps.host, steps.pace, steps.error, found.slowdown_host, found.slowdown_device)
+    floats = (*times, *found.tokens[1:], *found.seconds[1:])
+    ints = (*found.waiting.values(), *found.decisions, found.tokens.requests, found.seconds.requests)
+    counts = (*ints, steps.steps, found.re_estimates, found.revision, found.ignored_hints)
+    sane = (
+        all(0.0 <= value <= 1e15 for value in floats)
+        and all(0 <= value < 2**53 for value in counts)
+        and all(name.isascii() and name.isprintable() and name for name in found.waiting)
+    )
+    if not sane:
+        raise Misled(f"believed {found}")
+
+
 def look_again(reader: FeedbackReader, *, anew: bool = False) -> None:
     """As if time had passed: a millisecond, or a quarter of a second."""
     reader._again_ns = 0
     if anew:
         reader._check_ns = 0
-
-
-class _Stores(bytearray):
-    """Notes in which pieces, and in which order, it is written to."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(content)
-        self.log: list[tuple[int, bytes]] = []
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(key, slice):
-            self.log.append((key.start, bytes(value)))
-        super().__setitem__(key, value)
-
-
-class _Noting:
-    """A ``struct.Struct`` whose ``pack_into`` is noted."""
-
-    def __init__(self, form: struct.Struct) -> None:
-        self._form = form
-
-    def pack_into(self, buffer: Any, offset: int, *values: Any) -> None:
-        if isinstance(buffer, _Stores):
-            buffer.log.append((offset, self._form.pack(*values)))
-        self._form.pack_into(buffer, offset, *values)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._form, name)
-
-
-@contextlib.contextmanager
-def noted_stores() -> Iterator[None]:
-    """Inside, a `RecordWriter` over `_Stores` tells its stores."""
-    originals = seqlock._SEQUENCE, seqlock._HEAD
-    seqlock._SEQUENCE, seqlock._HEAD = map(_Noting, originals)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        seqlock._SEQUENCE, seqlock._HEAD = originals
-
-
-def stores_of(slot: bytes, body: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
-    """The stores by which a `RecordWriter` puts ``body`` into a slot, in order, and the slot after them."""
-    buffer = _Stores(slot)
-    with noted_stores():
-        RecordWriter(buffer, 0).write(body)
-    return buffer.log, bytes(buffer)
-
-
-def torn(slot: bytes, stores: list[tuple[int, bytes]], rng: random.Random) -> bytes:
-    """The slot as it is when a writer dies at a random byte of its work, or as another core may see it."""
-    found = bytearray(slot)
-    done = rng.randrange(len(stores) + 1)
-    seen = stores[:done]
-    if rng.random() < 0.3:
-        seen = [store for store in stores if rng.random() < 0.5]
-    for offset, content in seen:
-        found[offset : offset + len(content)] = content
-    if done < len(stores):
-        offset, content = stores[done]
-        part = rng.randrange(len(content) + 1)
-        found[offset : offset + part] = content[:part]
-    return bytes(found)
-
-
-def try_torn_writes(folder: Path, count: int, seed: int = 0) -> Counter[str]:
-    """Lets ``count`` writes break off, and shows them to an engine that knew the record, and to a new one.
-
-    Each may believe the record before or the new one, whole. After each, the next whole write must be seen.
-    """
-    rng = random.Random(seed)
-    path = folder / "page"
-    writer = FeedbackPageWriter(path)
-    writer.publish([make_feedback(1)])
-    page = path.read_bytes()
-    offset = next(o for o in range(HEADER_SIZE, PAGE_SIZE, SLOT_SIZE) if _is_ours(page, o))
-    slot = page[offset : offset + SLOT_SIZE]
-    reader = FeedbackReader(path, OURS)
-    seen: Counter[str] = Counter()
-    with path.open("r+b", buffering=0) as file:
-        for number in range(count):
-            old, new = number % 1000, (number + 1) % 1000
-            slot = _show(file.fileno(), offset, stores_of(slot, _body(old))[1])
-            if _number(reader) != old:
-                raise Misled(f"write {number} was not seen after one that broke off")
-            stores, whole = stores_of(slot, _body(new))
-            slot = _show(file.fileno(), offset, torn(slot, stores, rng))
-            for name, each in (("knew it", reader), ("new", FeedbackReader(path, OURS))):
-                found = _number(each)
-                if found not in (None, old, new):
-                    raise Misled(f"{found} between {old} and {new}")
-                if found == new and slot != whole:
-                    raise Misled(f"{new} from a record that is not whole")
-                seen[f"{name}: {'none' if found is None else 'before' if found == old else 'after'}"] += 1
-                if each is not reader:
-                    each.close()
-    reader.close()
-    writer.close()
-    return seen
-
-
-def _show(file: int, offset: int, slot: bytes) -> bytes:
-    os.pwrite(file, slot, offset)
-    return slot
-
-
-def _body(number: int) -> bytes:
-    """Of ``make_feedback(number)``, as of now."""
-    return _pack(make_feedback(number), monotonic_ns())
-
-
-def _number(reader: FeedbackReader) -> int | None:
-    """What the record tells; raises `Misled` if its values are not of one write."""
-    look_again(reader)
-    found = reader.read()
-    if not check(found):
-        return None
-    assert found is not None
-    if found != replace(make_feedback(found.gpu_throttle), updated_ns=found.updated_ns):
-        raise Misled(f"a mixture: {found}")
-    return found.gpu_throttle

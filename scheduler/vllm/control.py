@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 from quietcore.scheduler.config import Settings
@@ -14,6 +14,7 @@ from quietcore.scheduler.estimate import Estimator, RequestFacts
 from quietcore.scheduler.policy import STANDARD, Job
 from quietcore.scheduler.queue import Entry, JobQueue
 from quietcore.scheduler.vllm import hints
+from quietcore.scheduler.vllm.budget import TimeShare
 from quietcore.scheduler.vllm.ledger import Ledger, Record
 from quietcore.scheduler.vllm.queue import DriftQueue
 from quietcore.scheduler.vllm.steps import StepClock
@@ -54,8 +55,7 @@ class Control:
         self.queues: list[DriftQueue] = []
         self._now = now
         self._state = self._model_state()
-        self._reranked = 0.0
-        self._rerank_s = _RERANK_MOST_S
+        self._rerank_time = TimeShare(_RERANK_SHARE, _RERANK_MOST_S)
         # Last, as it makes a file, which nobody would remove if something here failed after it.
         self.telemetry = Telemetry(settings.page_dir, slots, warn)
 
@@ -134,18 +134,11 @@ class Control:
                     queue.jobs.start_rerank()
         for queue in self.queues:
             if queue.jobs is not None and queue.jobs.to_rerank:
-                self._rerank_some(queue.jobs)
+                self._rerank_time.spend(partial(self._rerank_slice, queue.jobs))
 
-    def _rerank_some(self, jobs: JobQueue[Any]) -> None:
-        begun = perf_counter()
-        self._rerank_s += _RERANK_SHARE * (begun - self._reranked)
-        self._rerank_s = min(self._rerank_s, _RERANK_MOST_S)
-        self._reranked = ended = begun
-        while jobs.to_rerank and ended - begun < self._rerank_s:
-            jobs.rerank(self._revise, _RERANK_SLICE)
-            ended = perf_counter()
-        # A stall in the middle of it must not hold up the next ones for long.
-        self._rerank_s = max(self._rerank_s - (ended - begun), -10.0 * _RERANK_MOST_S)
+    def _rerank_slice(self, jobs: JobQueue[Any]) -> bool:
+        jobs.rerank(self._revise, _RERANK_SLICE)
+        return jobs.to_rerank > 0
 
     def _revise(self, entry: Entry[Any]) -> Job:
         record = self.ledger.get(entry.job.key)

@@ -12,7 +12,15 @@ from statistics import median
 from time import perf_counter_ns
 
 from tests.bars.bar import Bar, Outcome, progress
-from tests.hostile_pages import OURS, Misled, look_again, make_feedback, try_hostile_pages, try_torn_writes
+from tests.hostile_pages import (
+    OURS,
+    Misled,
+    look_again,
+    make_feedback,
+    try_hostile_engine_pages,
+    try_hostile_pages,
+)
+from tests.torn_writes import try_torn_writes
 
 from quietcore.scheduler.cost import MeasuredSlowdown
 from quietcore.scheduler.page import MAX_SLOTS, FeedbackPageWriter, FeedbackReader
@@ -46,10 +54,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Run:
-    """One measurement; ``misled`` says what a reader believed that it must not, or is empty."""
+    """One measurement; ``misled`` says what a reader believed that it must not, or is empty.
+
+    Attributes:
+        hostile, hostile_engine: feedback pages shown to an engine, engine pages shown to an agent, by kind.
+        torn: writes to the feedback page that broke off, each shown to two readers.
+    """
 
     cost: Cost
     hostile: dict[str, int] = field(default_factory=dict)
+    hostile_engine: dict[str, int] = field(default_factory=dict)
     torn: dict[str, int] = field(default_factory=dict)
     misled: str = ""
 
@@ -116,7 +130,8 @@ def collect(runs: int, seconds: float) -> list[Run]:
             with tempfile.TemporaryDirectory(dir=PAGE_FOLDER) as folder:
                 torn = try_torn_writes(Path(folder), TORN, seed=number)
                 hostile = try_hostile_pages(Path(folder), HOSTILE, seed=number)
-            found.append(Run(cost, _plain(hostile), _plain(torn)))
+                engines = try_hostile_engine_pages(Path(folder), HOSTILE, seed=number)
+            found.append(Run(cost, _plain(hostile), _plain(engines), _plain(torn)))
         except Misled as error:
             found.append(Run(cost, misled=str(error)))
     return found
@@ -129,12 +144,14 @@ def _plain(seen: Counter[str]) -> dict[str, int]:
 def conclude(runs: Sequence[Run]) -> Outcome:
     slowest = max(run.cost.unchanged for run in runs)
     misled = [run.misled for run in runs if run.misled]
-    pages, writes = (sum(sum(each.values()) for each in seen) for seen in zip(*_seen(runs), strict=True))
+    pages = sum(sum(run.hostile.values()) for run in runs)
+    engines = sum(sum(run.hostile_engine.values()) for run in runs)
+    writes = sum(n for run in runs for name, n in run.torn.items() if name.startswith("new"))
     believed = f"; misled: {misled[0]}" if misled else ", nobody misled"
     return Outcome(
         met=slowest < MOST_NS and not misled,
-        figure=f"{slowest:.0f} ns (slowest median of {len(runs)}); {pages:,} hostile pages, "
-        f"{writes:,} torn writes{believed}",
+        figure=f"{slowest:.0f} ns (slowest median of {len(runs)}); {pages:,} hostile feedback pages, "
+        f"{engines:,} engine pages, {writes:,} torn writes{believed}",
         columns=("run", "again ns", "unchanged ns", "by the source ns", "changed ns", "absent ns"),
         rows=[
             [str(number), *(f"{value:.0f}" for value in asdict(run.cost).values())]
@@ -146,13 +163,6 @@ def conclude(runs: Sequence[Run]) -> Outcome:
         ),
         raw=[asdict(run) for run in runs],
     )
-
-
-def _seen(runs: Sequence[Run]) -> list[tuple[dict[str, int], dict[str, int]]]:
-    """Each torn write is shown to two readers."""
-    return [
-        (run.hostile, {name: n for name, n in run.torn.items() if name.startswith("new")}) for run in runs
-    ]
 
 
 BAR = Bar(

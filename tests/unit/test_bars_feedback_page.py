@@ -8,7 +8,11 @@ from tests.bars import feedback_page
 def page_run(unchanged: float = 700.0, misled: str = "") -> feedback_page.Run:
     cost = feedback_page.Cost(100.0, unchanged, 900.0, 5000.0, 100.0)
     return feedback_page.Run(
-        cost, {"link": 70, "link, believed": 30}, {"new: none": 6, "knew it: before": 6}, misled
+        cost,
+        hostile={"link": 70, "link, believed": 30},
+        hostile_engine={"link": 40},
+        torn={"new: none": 6, "knew it: before": 6},
+        misled=misled,
     )
 
 
@@ -16,7 +20,7 @@ def test_feedback_page_must_be_read_fast_each_time_and_mislead_nobody() -> None:
     outcome = feedback_page.conclude([page_run(), page_run(900.0)])
     assert outcome.met
     assert "900 ns" in outcome.figure
-    assert "200 hostile pages, 12 torn writes, nobody misled" in outcome.figure
+    assert "200 hostile feedback pages, 80 engine pages, 12 torn writes, nobody misled" in outcome.figure
     assert not feedback_page.conclude([page_run(), page_run(1001.0)]).met
     missed = feedback_page.conclude([page_run(), page_run(misled="believed nan")])
     assert not missed.met

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,10 @@ from tests.hostile_pages import (
     check,
     look_again,
     make_feedback,
-    stores_of,
+    try_hostile_engine_pages,
     try_hostile_pages,
-    try_torn_writes,
 )
+from tests.torn_writes import stores_of, try_torn_writes
 from tests.unit.feedback_clock import Clock
 
 from quietcore.scheduler.page import Feedback, FeedbackPageWriter, FeedbackReader, feedback, files
@@ -223,9 +224,19 @@ def test_hostile_pages_mislead_nobody(tmp_path: Path) -> None:
     assert seen["changed bytes of our record"] > 100
 
 
+def test_hostile_engine_pages_mislead_no_agent(tmp_path: Path) -> None:
+    seen = try_hostile_engine_pages(tmp_path, 5000, seed=1)
+    assert sum(seen.values()) == 5000
+    assert seen["forged values"] > 500
+    assert seen["forged values, believed"] > 50, "some are in range by chance"
+
+
 @pytest.mark.slow
-def test_a_hundred_thousand_hostile_pages_mislead_nobody(tmp_path: Path) -> None:
-    assert sum(try_hostile_pages(tmp_path, 100_000, seed=2).values()) == 100_000
+@pytest.mark.parametrize("attempt", [try_hostile_pages, try_hostile_engine_pages])
+def test_a_hundred_thousand_hostile_pages_mislead_nobody(
+    tmp_path: Path, attempt: Callable[[Path, int], Counter[str]]
+) -> None:
+    assert sum(attempt(tmp_path, 100_000).values()) == 100_000
 
 
 WRITER = """

@@ -83,7 +83,7 @@ def host(**settings: Any) -> Iterator[Host]:
 
         found.engine._sample = take_time  # type: ignore[method-assign]
         try:
-            with mock.patch.object(steps, "perf_counter", lambda: found.now):
+            with mock.patch.object(steps, "perf_counter", side_effect=lambda: found.now):
                 yield found
         finally:
             found.engine.scheduler.shutdown()
