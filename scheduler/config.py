@@ -15,14 +15,17 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from quietcore.scheduler import drift
+from quietcore.scheduler.page import default_feedback_path
 from quietcore.scheduler.policy import NAMES, STANDARD, TIER_WEIGHTS, Patience, Policy, build, tier_name
 
 SECTION = "quietcore"
 PREFIX = "QUIETCORE_"
 OFF = "off"
+AUTO = "auto"
 
 _PATIENCE = Patience()
 
@@ -35,6 +38,18 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("not a text")
     return value.strip()
+
+
+def _path_or_word(*words: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        text = _text(value)
+        if text.lower() in words:
+            return text.lower()
+        if not text.startswith("/"):
+            raise ValueError(f"neither an absolute path nor one of {', '.join(words)}")
+        return text
+
+    return parse
 
 
 def _one_of(*names: str) -> Callable[[Any], str]:
@@ -111,6 +126,9 @@ class Settings:
         preempt_slots: whether a running request of a lower tier gives its slot to a waiting one of a higher.
         tiers: weights by name, see `tier_name`.
         page_dir: folder of the engine page; ``off`` for none, empty for the user's own.
+        feedback: the feedback page that the agent writes; ``auto`` where it does so, ``off`` for none.
+        correct_time: whether step times follow what the steps and the agent say; if not, they stay what the
+            first 20 s of work have taught, which is for comparison only.
         state: file in which the estimator outlives a restart of the engine; none if empty.
         prompt_head, prompt_tail: tokens of a prompt that are decoded for the estimator.
         seed: of what little chance there is in the estimator.
@@ -128,6 +146,8 @@ class Settings:
     preempt_slots: bool = _setting(False, _flag)
     tiers: Mapping[str, float] = field(default_factory=lambda: TIER_WEIGHTS, metadata={"parse": _weights})
     page_dir: str = _setting("", _text)
+    feedback: str = _setting(AUTO, _path_or_word(AUTO, OFF))
+    correct_time: bool = _setting(True, _flag)
     state: str = _setting("", _text)
     prompt_head: int = _setting(96, _count(0, 4096))
     prompt_tail: int = _setting(32, _count(0, 4096))
@@ -137,6 +157,13 @@ class Settings:
     @property
     def active(self) -> bool:
         return self.policy != OFF
+
+    @property
+    def feedback_path(self) -> Path | None:
+        """The feedback page to be read; none if the agent is not to be heard."""
+        if self.feedback == OFF or not self.correct_time:
+            return None
+        return default_feedback_path() if self.feedback == AUTO else Path(self.feedback)
 
     def build_policy(self, *, strict: bool = False) -> Policy:
         """The policy that these settings describe; not for ``off``. ``strict``: see `Policy`."""

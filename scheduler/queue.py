@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic
 
 from quietcore.scheduler.lanes import Entry, Flow, FlowLane, Lane, RecentQuantile, ShareCounters, T
 from quietcore.scheduler.policy import Job, Policy, Rank
+from quietcore.scheduler.turns import Turns
 
 __all__ = ["Entry", "JobQueue"]
 
@@ -34,8 +34,12 @@ TRIES = 4
 REST_STEPS = 16
 MAX_RESTS = 8
 
-# A changed estimate moves a request only if its cost changes by this share.
+# A changed estimate moves a request only if its cost changes by this share, or its service where it has a
+# deadline.
 _WORTH_MOVING = 0.02
+# So much of what is ranked anew at a time are requests with a deadline, while there are any: for them alone
+# the seconds count, not only how they compare.
+_WITH_DEADLINE = 0.75
 
 # Timers of requests that have left are dropped when they outnumber the others by this many.
 _SLACK = 64
@@ -72,8 +76,8 @@ class JobQueue(Generic[T]):
         self._usual: dict[str, RecentQuantile] = {}
         self._stuck: tuple[Entry[T] | None, int] = (None, 0)
         self._change = 0
-        self._unranked = 0
-        self._round: deque[str] = deque()
+        self._timed: Turns[T] = Turns()
+        self._untimed: Turns[T] = Turns()
 
     # --- what is in it --------------------------------------------------------------------------------------
 
@@ -177,7 +181,7 @@ class JobQueue(Generic[T]):
         if self.policy.fair:
             self._tenants.enter(entry.flow)
         self._backlog[tier] = self._backlog.get(tier, 0.0) + entry.job.cost
-        self._unranked += entry.ranked != self._change
+        self._turns(entry.job).enter(entry, self._change)
         self._entries[entry.job.key] = entry
         self._place(entry)
 
@@ -191,7 +195,7 @@ class JobQueue(Generic[T]):
         self._backlog[tier] -= entry.job.cost
         if entry.flow[:1] not in self._tiers.waiting:
             del self._backlog[tier]  # and with it what rounding has left
-        self._unranked -= entry.ranked != self._change
+        self._turns(entry.job).leave(entry, self._change)
         # Last: should anything above fail, it is still among `entries`.
         del self._entries[entry.job.key]
 
@@ -307,37 +311,47 @@ class JobQueue(Generic[T]):
         return True
 
     def start_rerank(self) -> None:
-        """Estimates have changed: `rerank` will go once through all that wait now.
-
-        It goes on where the last one stopped, or those at the end of a long queue would never be reached.
-        """
+        """Estimates have changed: `rerank` will go once through all that wait now."""
         self._change += 1
-        self._unranked = len(self._entries)
+        self._timed.begin()
+        self._untimed.begin()
 
     @property
     def to_rerank(self) -> int:
-        return self._unranked
+        return self._timed.left + self._untimed.left
 
     def rerank(self, revise: Callable[[Entry[T]], Job], limit: int) -> int:
         """Asks ``revise`` anew for at most ``limit`` of those that still have their old estimate; returns how
-        many.
+        many. Most of them have a deadline, if as many have.
         """
-        asked = rounds = 0
-        while asked < limit and self._unranked and rounds < 2:  # one is enough to reach all
-            if not self._round:
-                rounds += 1
-                self._round.extend(self._entries)
-            entry = self._entries.get(self._round.popleft())
-            if entry is None or entry.ranked == self._change:
-                continue
-            entry.ranked = self._change
-            self._unranked -= 1
-            asked += 1
-            job, old = revise(entry), entry.job
-            if abs(job.cost - old.cost) <= _WORTH_MOVING * old.cost and job.deadline == old.deadline:
-                continue
-            self._backlog[entry.flow[0]] += job.cost - old.cost
-            entry.job = job
-            if entry.lane is not self._resting:
-                self._move(entry)
+        asked = 0
+        first = math.ceil(_WITH_DEADLINE * limit)
+        for turns, most in ((self._timed, first), (self._untimed, limit), (self._timed, limit)):
+            while asked < most and (entry := turns.next(self._change)) is not None:
+                asked += 1
+                self._revise(entry, revise(entry))
         return asked
+
+    def _turns(self, job: Job) -> Turns[T]:
+        return self._timed if job.deadline < math.inf else self._untimed
+
+    def _revise(self, entry: Entry[T], job: Job) -> None:
+        old = entry.job
+        timed = job.deadline < math.inf
+        if (
+            job.deadline == old.deadline
+            and not _moves(old.cost, job.cost)
+            and not (timed and _moves(old.service, job.service))
+        ):
+            return
+        if timed != (old.deadline < math.inf):
+            self._turns(old).leave(entry, self._change)
+            self._turns(job).enter(entry, self._change)
+        self._backlog[entry.flow[0]] += job.cost - old.cost
+        entry.job = job
+        if entry.lane is not self._resting:
+            self._move(entry)
+
+
+def _moves(old: float, new: float) -> bool:
+    return abs(new - old) > _WORTH_MOVING * old

@@ -65,12 +65,10 @@ class Coefficients:
         variance = x0 * g0 + x1 * g1 + x2 * g2 + x3 * g3 + noise
         step = (ratio - 1.0) / variance
         value0, value1, value2, value3 = self.values
-        self.values = (
-            min(max(value0 + prior0 * g0 * step, 0.0), prior0 * MAX_RATIO),
-            min(max(value1 + prior1 * g1 * step, 0.0), prior1 * MAX_RATIO),
-            min(max(value2 + prior2 * g2 * step, 0.0), prior2 * MAX_RATIO),
-            min(max(value3 + prior3 * g3 * step, 0.0), prior3 * MAX_RATIO),
-        )
+        value0 += prior0 * g0 * step
+        value1 += prior1 * g1 * step
+        value2 += prior2 * g2 * step
+        value3 += prior3 * g3 * step
         open0, open1, open2, open3 = self._spread
         k0, k1, k2, k3 = g0 / variance, g1 / variance, g2 / variance, g3 / variance
         self._p = [
@@ -85,6 +83,36 @@ class Coefficients:
             p23 - k2 * g3,
             min(p33 - k3 * g3 + FORGETTING * open3, open3),
         ]
+        if value0 < 0.0 or value1 < 0.0 or value2 < 0.0 or value3 < 0.0:
+            self.values = self._project([value0 / prior0, value1 / prior1, value2 / prior2, value3 / prior3])
+        elif max(value0 / prior0, value1 / prior1, value2 / prior2, value3 / prior3) > MAX_RATIO:
+            self.values = (
+                min(value0, prior0 * MAX_RATIO),
+                min(value1, prior1 * MAX_RATIO),
+                min(value2, prior2 * MAX_RATIO),
+                min(value3, prior3 * MAX_RATIO),
+            )
+        else:
+            self.values = (value0, value1, value2, value3)
+
+    def _project(self, ratios: list[float]) -> Four:
+        """The likeliest coefficients without a negative one.
+
+        Setting one to zero shifts the others by their covariance with it. Without that, where all steps are
+        alike and only the sum of two coefficients is known, each step would raise one for a fall of the other
+        that does not take place.
+        """
+        p00, p01, p02, p03, p11, p12, p13, p22, p23, p33 = self._p
+        rows = ((p00, p01, p02, p03), (p01, p11, p12, p13), (p02, p12, p22, p23), (p03, p13, p23, p33))
+        zero: set[int] = set()
+        while (lowest := min(range(4), key=ratios.__getitem__)) not in zero and ratios[lowest] < 0.0:
+            zero.add(lowest)
+            row, excess = rows[lowest], ratios[lowest]
+            if row[lowest] > 0.0:
+                ratios = [ratio - row[i] / row[lowest] * excess for i, ratio in enumerate(ratios)]
+        base, prefill, seq, context = (min(max(ratio, 0.0), MAX_RATIO) for ratio in ratios)
+        prior0, prior1, prior2, prior3 = self._prior
+        return base * prior0, prefill * prior1, seq * prior2, context * prior3
 
 
 def _scaled(four: Four, factor: float) -> Four:

@@ -5,29 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 from quietcore.scheduler.config import Settings
-from quietcore.scheduler.cost import CostModel, StepShape
+from quietcore.scheduler.cost import CostModel
 from quietcore.scheduler.estimate import Estimator, RequestFacts
 from quietcore.scheduler.policy import STANDARD, Job
 from quietcore.scheduler.queue import Entry, JobQueue
 from quietcore.scheduler.vllm import hints
+from quietcore.scheduler.vllm.budget import TimeShare
 from quietcore.scheduler.vllm.ledger import Ledger, Record
 from quietcore.scheduler.vllm.queue import DriftQueue
 from quietcore.scheduler.vllm.steps import StepClock
 from quietcore.scheduler.vllm.telemetry import Telemetry
 from quietcore.scheduler.vllm.victims import free_slot, order_victims
 
-# Requests ranked anew in one step, and the share of the engine's time that this may take.
+# Ranking anew: requests between two looks at the clock, the share of the engine's time that it may take,
+# and the most seconds in one step.
 _RERANK_SLICE = 4
 _RERANK_SHARE = 0.01
-# Learning from a step costs more than all else that is done in it. The first ones all teach, then one after
-# so many steps or seconds of them, whichever comes first.
-_LEARN_FROM_ALL = 300
-_LEARN_AFTER_STEPS = 8
-_LEARN_AFTER_S = 0.05
+_RERANK_MOST_S = 0.0005
 
 
 class Control:
@@ -57,10 +55,7 @@ class Control:
         self.queues: list[DriftQueue] = []
         self._now = now
         self._state = self._model_state()
-        self._rerank_after = 0.0
-        self._steps = 0
-        self._untaught = 0
-        self._untaught_s = 0.0
+        self._rerank_time = TimeShare(_RERANK_SHARE, _RERANK_MOST_S)
         # Last, as it makes a file, which nobody would remove if something here failed after it.
         self.telemetry = Telemetry(settings.page_dir, slots, warn)
 
@@ -125,22 +120,25 @@ class Control:
 
     def _rerank(self) -> None:
         """After a change of the estimator or of the cost of a token: those that wait are ranked by it, in
-        slices.
+        slices. Costs look at what the agent measures now, however long no step has taught anything.
         """
+        self.cost.refresh()
         state = self._model_state()
         if state != self._state:
+            if state[1] != self._state[1]:
+                self.telemetry.hurry()
             self._state = state
             for queue in self.queues:
                 queue.stamp = state[0]
                 if queue.jobs is not None:
                     queue.jobs.start_rerank()
         for queue in self.queues:
-            jobs = queue.jobs
-            if jobs is not None and jobs.to_rerank and perf_counter() >= self._rerank_after:
-                begun = perf_counter()
-                jobs.rerank(self._revise, _RERANK_SLICE)
-                ended = perf_counter()
-                self._rerank_after = ended + (ended - begun) / _RERANK_SHARE
+            if queue.jobs is not None and queue.jobs.to_rerank:
+                self._rerank_time.spend(partial(self._rerank_slice, queue.jobs))
+
+    def _rerank_slice(self, jobs: JobQueue[Any]) -> bool:
+        jobs.rerank(self._revise, _RERANK_SLICE)
+        return jobs.to_rerank > 0
 
     def _revise(self, entry: Entry[Any]) -> Job:
         record = self.ledger.get(entry.job.key)
@@ -158,30 +156,14 @@ class Control:
         """Learns from the step, looks after running requests, and writes the page when it is time."""
         running = scheduler.running
         step = self.clock.updated(output, bool(running or self.queues[0]))
-        if step is not None and self._teaches(step.seconds):
-            shape = StepShape(step.prefill_tokens, step.decode_seqs, step.context_tokens)
-            self.cost.step_time.observe(
-                shape, step.seconds, host_seconds=step.host_seconds, slowdown=self.cost.measured()
-            )
+        if step is not None:
+            self.cost.learn(*step)
         for request, record in self.ledger.check(running):
             # Tiers can wait for its end: they take turns only among what has waited its bound.
             if self.policy.fair:
                 self._account(record, self.ledger.whole_cost(request, record, record.horizon))
         if self.telemetry.due():
             self.publish(scheduler, degraded=False)
-
-    def _teaches(self, seconds: float) -> bool:
-        self._steps += 1
-        self._untaught += 1
-        self._untaught_s += seconds
-        if (
-            self._steps > _LEARN_FROM_ALL
-            and self._untaught < _LEARN_AFTER_STEPS
-            and self._untaught_s < _LEARN_AFTER_S
-        ):
-            return False
-        self._untaught, self._untaught_s = 0, 0.0
-        return True
 
     def ended(self, request: Any) -> None:
         """A request is about to be freed, in whatever way it ended."""

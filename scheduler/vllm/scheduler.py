@@ -18,8 +18,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from quietcore.scheduler import config
 from quietcore.scheduler.config import Settings
-from quietcore.scheduler.cost import CostModel, Slowdown, StepTimeModel, neutral
+from quietcore.scheduler.cost import CostModel, MeasuredSlowdown, Slowdown, StepTimeModel, neutral
+from quietcore.scheduler.cost.model import STATIC_LESSONS
 from quietcore.scheduler.estimate import Estimator, RequestFacts
+from quietcore.scheduler.page import FeedbackReader
 from quietcore.scheduler.vllm.control import Control
 from quietcore.scheduler.vllm.facts import FactsReader
 from quietcore.scheduler.vllm.prefix import PrefixCache
@@ -39,6 +41,7 @@ class _Drift:
     _built: Control | None = None
     _estimator: Estimator | None = None
     _state: StateFile | None = None
+    _slowdown: Callable[[], Slowdown] | None = None
     _queues: tuple[DriftQueue, ...] = ()
     _has_failed = False
 
@@ -98,10 +101,13 @@ class _Drift:
         engine: Any = self
         overlap = bool(engine.scheduler_config.async_scheduling)
         slots = engine.scheduler_config.max_num_seqs
-        return CostModel(slots, StepTimeModel(overlap=overlap), self._slowdown)
+        step_time = StepTimeModel(overlap=overlap, lessons=0 if settings.correct_time else STATIC_LESSONS)
+        self._slowdown = self._make_slowdown(settings)
+        return CostModel(slots, step_time, self._slowdown)
 
-    def _slowdown(self) -> Slowdown:
-        return neutral()
+    def _make_slowdown(self, settings: Settings) -> Callable[[], Slowdown]:
+        path = settings.feedback_path
+        return neutral if path is None else MeasuredSlowdown(FeedbackReader(path))
 
     def _facts(self, request: Any) -> RequestFacts:
         return self._facts_reader.read(request)
@@ -175,7 +181,7 @@ class _Drift:
         suspect = built is not None and built.ledger.estimator_failed
         if self._state is not None:
             self._state.save(None if suspect else estimator)
-        for stop in (getattr(built, "close", None), getattr(estimator, "close", None)):
+        for stop in (getattr(each, "close", None) for each in (built, estimator, self._slowdown)):
             try:
                 if stop is not None:
                     stop()

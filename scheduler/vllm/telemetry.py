@@ -90,6 +90,10 @@ class Telemetry:
         """Whether it is time for `publish`."""
         return self._writer is not None and monotonic() >= self._next
 
+    def hurry(self) -> None:
+        """Something has changed that is worth a page at once."""
+        self._next = 0.0
+
     def publish(
         self,
         waiting: Mapping[str, int],

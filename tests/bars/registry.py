@@ -6,6 +6,7 @@ from tests.bars import (
     clean,
     doctor,
     driftsched_live,
+    feedback_page,
     irq,
     launches,
     live_order,
@@ -29,6 +30,7 @@ BARS: tuple[Bar, ...] = (
     irq.BAR,
     vllm.BAR,
     scheduling_cost.BAR,
+    feedback_page.BAR,
     live_order.BAR,
     driftsched_live.BAR,
 )

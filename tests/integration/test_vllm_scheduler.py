@@ -215,5 +215,45 @@ def test_a_clock_that_jumps_stops_nobody(found: dict[str, Any]) -> None:
     assert found["clock jumps"] == {"finished": [20, 20], "warnings": []}
 
 
+def test_costs_follow_the_agents_page_at_once_and_noise_teaches_them_nothing(found: dict[str, Any]) -> None:
+    run = found["feedback costs"]
+    assert run["before"] == pytest.approx(1.0, rel=0.05)
+    # A host that nobody has measured is taken for 30 % of a step; how much the noise really costs is learned.
+    assert run["first at once"] == pytest.approx(1.18, rel=0.05)
+    for moment in ("first later", "second at once", "second later"):
+        assert run[moment] == pytest.approx(1.6, rel=0.08), moment
+    for moment in ("first over", "second over"):
+        assert run[moment] == pytest.approx(run["before"], rel=0.05), moment
+    assert run["first shown"] == run["second shown"] == 1.6
+    assert run["revisions"] >= 4
+    assert run["warnings"] == []
+
+
+def test_a_deadline_that_waits_feels_a_slower_engine(found: dict[str, Any]) -> None:
+    run = found["feedback deadlines"]
+    assert run == {"quiet": ["runs", "short", "timed"], "slow": ["runs", "timed", "short"]}
+
+
+def test_noise_that_began_or_ended_in_idleness_is_known_at_the_first_request(found: dict[str, Any]) -> None:
+    assert found["feedback idle"] == pytest.approx([1.0, 1.7, 1.0], rel=0.05)
+
+
+def test_hostile_pages_cost_no_request_and_change_nothing(found: dict[str, Any]) -> None:
+    run = found["feedback hostile"]
+    assert run["finished"] == 12
+    assert run["slowdowns"] == [[1.0, 1.0]] * 6
+    assert run["active"]
+    assert run["warnings"] == []
+
+
+def test_a_restarted_agent_is_heard_and_nothing_stays_open(found: dict[str, Any]) -> None:
+    assert found["feedback restarted"] == {"slowdowns": [1.5, 2.5, 1.0, 1.2], "held": 1, "left": 0}
+
+
+def test_an_agent_that_is_not_to_be_heard_is_not(found: dict[str, Any]) -> None:
+    neutral = [5, [1.0, 1.0], []]
+    assert found["feedback unheard"] == {"off": neutral, "static": neutral}
+
+
 def test_off_is_vllm_step_by_step(found: dict[str, Any]) -> None:
     assert found["off"] == {"same": True, "queue": "FCFSRequestQueue", "on differs": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,10 @@ def test_the_policy_is_built_as_told() -> None:
         ("estimator", ["drift"]),
         ("prompt_head", -1),
         ("state", None),
+        ("feedback", True),
+        ("feedback", "run/quietcore/feedback"),
+        ("feedback", ""),
+        ("correct_time", "perhaps"),
     ],
 )
 def test_nonsense_is_left_out_and_named(name: str, value: object) -> None:
@@ -81,6 +86,22 @@ def test_a_configuration_of_any_kind_is_survived(config: object) -> None:
 
 def test_an_unknown_setting_is_named() -> None:
     assert load({"quietcore": {"polcy": "off"}}, {}).problems == ("quietcore.polcy: no such setting",)
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({}, "/run/quietcore/feedback"),
+        ({"feedback": " Auto "}, "/run/quietcore/feedback"),
+        ({"feedback": "/var/run/agent/page"}, "/var/run/agent/page"),
+        ({"feedback": "OFF"}, None),
+        ({"feedback": "/var/run/agent/page", "correct_time": False}, None),
+    ],
+)
+def test_the_agent_is_heard_unless_told_otherwise(given: dict[str, object], path: str | None) -> None:
+    settings = load({"quietcore": given}, {})
+    assert settings.feedback_path == (path and Path(path))
+    assert settings.problems == ()
 
 
 def test_names_are_known_whatever_their_case() -> None:

@@ -115,6 +115,28 @@ def test_a_change_of_one_coefficient_is_learned() -> None:
     assert engine.model.state.device[2] == pytest.approx(1.5e-3, rel=0.2)
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_steps_that_are_nearly_alike_leave_the_parts_in_their_bounds(overlap: bool) -> None:
+    """Only the sum of two coefficients shows; one at its bound must not drive the other away."""
+    model = StepTimeModel(overlap=overlap)
+    rng = random.Random(8)
+    seqs, errors = 16.0, []
+    for _ in range(1500):
+        seqs += rng.gauss(0.0, 0.5) + 0.02 * (16 - seqs)
+        prefill = rng.randint(16, 600) if rng.random() < 0.15 else 0
+        shape = StepShape(prefill, round(seqs), round(seqs * 600 * rng.uniform(0.9, 1.1)))
+        own = 0.5e-3 + 2e-5 * shape.decode_seqs
+        rest = 8e-3 + 2e-5 * prefill + 1.1e-4 * shape.decode_seqs + 4e-8 * shape.context_tokens
+        true = rest if overlap else own + rest
+        errors.append(abs(model.predict(shape) / true - 1))
+        seconds = true * rng.lognormvariate(0, NOISE)
+        model.observe(shape, seconds, host_seconds=own * rng.lognormvariate(0, 0.1))
+    assert max(errors[100:]) < 0.2
+    assert sum(errors[100:]) / len(errors[100:]) < 0.03
+    base, _, seq, _ = model.state.host
+    assert base + 16 * seq == pytest.approx(0.82e-3, rel=0.05)
+
+
 def test_hours_of_one_shape_do_not_spoil_the_others() -> None:
     engine = Engine(StepTimeModel())
     engine.run(1000)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 
 import pytest
@@ -104,6 +107,78 @@ def test_a_change_is_taken_note_of_at_once_however_many_wait() -> None:
         return perf_counter() - begun
 
     assert min(seconds(10_000) for _ in range(3)) < 10 * min(seconds(100) for _ in range(3))
+
+
+def slower(factor: float) -> Callable[[Entry[str]], Job]:
+    """The same, as an engine that needs so many times as long would see it."""
+
+    def revise(entry: Entry[str]) -> Job:
+        job = entry.job
+        return replace(job, cost=job.cost * factor, service=job.service * factor)
+
+    return revise
+
+
+def test_a_deadline_presses_earlier_where_the_engine_has_become_slower() -> None:
+    queue = make_queue()
+    push(queue, "short", cost=1.0)
+    push(queue, "timed", cost=10.0, deadline=40.0)  # presses from 15 on, at double cost from 10 on
+    queue.settle(9.0)
+    queue.start_rerank()
+    queue.rerank(slower(2.0), 10)
+    queue.settle(9.9)
+    assert queue.peek().job.key == "short"
+    queue.settle(10.0)
+    assert queue.peek().job.key == "timed"
+    queue.settle(20.5)  # it can't be met any more
+    assert queue.peek().job.key == "short"
+
+
+def test_a_service_alone_that_changes_moves_a_deadline() -> None:
+    """Of a batch that shares its steps among more, the cost of each may stay while its service grows."""
+    queue = make_queue()
+    push(queue, "short", cost=1.0)
+    push(queue, "timed", cost=10.0, deadline=40.0)
+    queue.settle(9.0)
+    queue.start_rerank()
+    queue.rerank(lambda entry: replace(entry.job, service=2.0 * entry.job.service), 10)
+    queue.settle(10.0)
+    assert queue.peek().job.key == "timed"
+
+
+def test_who_has_a_deadline_is_asked_first_and_the_others_are_not_forgotten() -> None:
+    queue = make_queue()
+    for number in range(40):
+        push(queue, str(number), deadline=1e6 if number % 2 else math.inf)
+    asked: list[str] = []
+
+    def revise(entry: Entry[str]) -> Job:
+        asked.append(entry.job.key)
+        return entry.job
+
+    queue.start_rerank()
+    assert queue.rerank(revise, 8) == 8
+    assert sum(int(key) % 2 for key in asked) == 6
+    for _ in range(4):
+        queue.rerank(revise, 8)
+    assert sorted(asked, key=int) == [str(number) for number in range(40)]
+    assert queue.to_rerank == queue.rerank(revise, 8) == 0
+
+
+def test_a_deadline_that_comes_with_a_new_estimate_is_kept() -> None:
+    queue = make_queue()
+    for key in "ab":
+        push(queue, key, cost=10.0)
+    queue.start_rerank()
+    queue.rerank(lambda entry: replace(entry.job, deadline=30.0), 10)
+    queue.start_rerank()
+    assert queue.to_rerank == 2
+    queue.settle(15.0)
+    assert queue.rerank(lambda entry: replace(entry.job, deadline=math.inf), 1) == 1
+    assert queue.to_rerank == 1
+    queue.remove("a")
+    queue.remove("b")
+    assert queue.to_rerank == 0
 
 
 def test_a_rerank_does_not_end_a_rest() -> None:

@@ -1,5 +1,7 @@
 """Times steps of vLLM's scheduler and of ours, in turn, in one process; prints JSON for tests/bars.
 
+Ours reads a feedback page that is written ten times a second, as beside an agent.
+
 python cost.py SECONDS      in vLLM's environment
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import tempfile
+from pathlib import Path
 from statistics import fmean, median
 from time import monotonic, perf_counter
 from typing import Any
@@ -15,19 +19,38 @@ from typing import Any
 from tests.vllm_suite.engine import Engine
 
 from quietcore.scheduler.bench.modelless import EngineShape, import_vllm
+from quietcore.scheduler.page import Feedback, FeedbackPageWriter, ProcessIdentity
 
 SLOTS = 64
 MANY, FEW = 10_000, 100
 WARM_STEPS = 400  # the step-time model learns from each of the first 300
+WINDOW_NS = 100_000_000  # of the agent
 LENGTH = 200  # so that every third step or so one ends and another is admitted
 
 
-def _fill(cls: Any, waiting: int, policy: str) -> Any:
-    shape = EngineShape(slots=SLOTS, kv_tokens=SLOTS * 1024, policy=policy)
+class _Agent:
+    """Writes its page when it is time; nothing is disturbed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer = FeedbackPageWriter(path)
+        self._feedback = Feedback(ProcessIdentity.own(), WINDOW_NS, host_slowdown=1.01)
+        self._next = 0.0
+
+    def pass_(self) -> None:
+        if monotonic() >= self._next:
+            self._next = monotonic() + WINDOW_NS / 1e9
+            self._writer.publish([self._feedback])
+
+
+def _fill(cls: Any, waiting: int, policy: str, agent: _Agent) -> Any:
+    config = {"quietcore": {"feedback": str(agent.path)}}
+    shape = EngineShape(slots=SLOTS, kv_tokens=SLOTS * 1024, policy=policy, additional_config=config)
     engine = Engine(cls, shape)
     for number in range(waiting + SLOTS):
         engine.add(f"r{number}", 1 + (number * 7919) % (2 * LENGTH), prompt=32)
     for _ in range(WARM_STEPS):
+        agent.pass_()
         engine.step()
     return engine
 
@@ -44,7 +67,7 @@ def _timed_step(engine: Any, number: int) -> float:
     return seconds * 1e6
 
 
-def _own_us(engine: Any, steps: int) -> tuple[float, float]:
+def _own_us(engine: Any, steps: int, agent: _Agent) -> tuple[float, float]:
     """Microseconds of a step in what is ours: median, and mean with the ends of requests in it."""
     from quietcore.scheduler.vllm.control import Control
 
@@ -68,6 +91,7 @@ def _own_us(engine: Any, steps: int) -> tuple[float, float]:
         for name, method in originals.items():
             setattr(Control, name, timed(method))
         for number in range(steps):
+            agent.pass_()
             spent = 0.0
             _timed_step(engine, number)
             samples.append(spent * 1e6)
@@ -77,7 +101,7 @@ def _own_us(engine: Any, steps: int) -> tuple[float, float]:
     return median(samples), fmean(samples)
 
 
-def main(seconds: float) -> None:
+def main(seconds: float, agent: _Agent) -> None:
     """Measures and prints JSON."""
     version = import_vllm()
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -85,11 +109,14 @@ def main(seconds: float) -> None:
     from quietcore.scheduler.vllm import DriftScheduler
 
     # First, as an engine with few requests has no many beside it.
-    few = _fill(DriftScheduler, FEW, "fcfs")
-    own, own_mean = _own_us(few, 3000)
+    few = _fill(DriftScheduler, FEW, "fcfs", agent)
+    own, own_mean = _own_us(few, 3000, agent)
     few_waiting = len(few.scheduler.waiting)
     del few
-    engines = {"stock": _fill(AsyncScheduler, MANY, "priority"), "ours": _fill(DriftScheduler, MANY, "fcfs")}
+    engines = {
+        "stock": _fill(AsyncScheduler, MANY, "priority", agent),
+        "ours": _fill(DriftScheduler, MANY, "fcfs", agent),
+    }
     gc.collect()
     gc.freeze()
     samples: dict[str, list[float]] = {name: [] for name in engines}
@@ -97,9 +124,11 @@ def main(seconds: float) -> None:
     number = 0
     while monotonic() < end:
         number += 1
+        agent.pass_()
         for name in ("stock", "ours") if number % 2 else ("ours", "stock"):
             samples[name].append(_timed_step(engines[name], number))
     assert engines["ours"].scheduler._control is not None, "ours has failed"
+    assert engines["ours"].scheduler._slowdown._reader.read() is not None, "the page was not read"
     print(
         json.dumps(
             {
@@ -117,4 +146,5 @@ def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        main(float(sys.argv[1]), _Agent(Path(folder) / "feedback"))

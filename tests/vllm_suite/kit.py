@@ -77,7 +77,7 @@ def make(
             return now() if now is not None else float(super()._now())
 
     shape = {**SMALL, **{name: settings.pop(name) for name in tuple(settings) if name in SMALL}}
-    config = {"quietcore": {"page_dir": "off", **settings}}
+    config = {"quietcore": {"page_dir": "off", "feedback": "off", **settings}}
     LOG.lines.clear()
     return Engine(Scheduler, EngineShape(**shape, additional_config=config), depth=depth)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.vllm_suite import stalls, survival
+from tests.vllm_suite import feedback, stalls, survival
 from tests.vllm_suite.engine import Engine
 from tests.vllm_suite.kit import LOG, SMALL, Oracle, by_first, finished, hint, make
 
@@ -336,6 +336,12 @@ def main() -> None:
         "no estimator": survival.no_estimator,
         "unwritable page": survival.unwritable_page,
         "clock jumps": survival.clock_jumps,
+        "feedback costs": feedback.costs,
+        "feedback deadlines": feedback.deadlines,
+        "feedback idle": feedback.idle,
+        "feedback hostile": feedback.hostile,
+        "feedback restarted": feedback.restarted,
+        "feedback unheard": feedback.unheard,
         "off": off_is_stock,
     }
     found = {name: run() for name, run in scenarios.items() if name in sys.argv[1:] or len(sys.argv) == 1}

@@ -10,6 +10,7 @@ VERBS = {
     "drift": "How well estimators predict output lengths on recorded requests.",
     "policy": "What queue policies are worth: vLLM's real scheduler class in virtual time.",
     "driftsched": "The published experiment of DriftSched: two phases, three tenants, five schedulers.",
+    "steptime": "How soon step times are foreseen right when noise begins or ends, in virtual time.",
     "serve": "Drive a live OpenAI server with a recorded stream.",
 }
 
