@@ -1,0 +1,293 @@
+"""Looks at the host for a plan: where the critical threads, the culprits and the interrupts are now."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quietcore.agent.attribution import Culprit, is_kernel_thread
+from quietcore.agent.pin.host_levers import BalancerBan, find_balancer
+from quietcore.agent.pin.levers import GoneError, RefusedError
+from quietcore.agent.pin.owners import INTERRUPTS, Owner, find_owners
+from quietcore.agent.pin.situation import CpusetFacts, Offender, Situation, ThreadFacts
+from quietcore.agent.pin.thread_levers import FAIR, autogroup_of, cpusets, default_slice
+from quietcore.agent.pin.things import Autogroup, Balancer, CpusetDir, find_thread, threads_of
+from quietcore.probes import cgroups, proc
+from quietcore.probes.errors import MeasureError
+from quietcore.probes.host.finding import parse_list, status_fields, try_read
+from quietcore.probes.topology import (
+    CpuTimes,
+    Irq,
+    busy_shares,
+    irq_rates,
+    read_cpu_times,
+    read_interrupts,
+    read_topology,
+)
+
+LOOK_S = 1.0
+"""How long the CPUs are watched for who is busy."""
+MAJOR = 0.1
+"""Culprits with a smaller part of what was taken do not say where not to be."""
+_INTERRUPTS = ("irq", "softirq", "vector")
+_PROCESSES = ("process", "processes", "cgroup", "kernel thread", "kernel threads")
+_REMEMBERING = (6, 2)
+"""Kernel from which threads keep their own affinity when their cpuset changes; earlier ones forget it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    times: Mapping[int, CpuTimes]
+    irqs: Mapping[int, Irq]
+    own_ns: Mapping[int, int]
+    switches: Mapping[int, tuple[int, int]]
+    at: float
+
+
+def survey(
+    name: str,
+    processes: Mapping[int, int],
+    critical: Iterable[int],
+    culprits: Iterable[Culprit],
+    *,
+    avoid: frozenset[int] = frozenset(),
+    allow_offenders: bool = False,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Situation:
+    """The situation of a target; takes a second.
+
+    Args:
+        processes: of the target: pid to start (ticks).
+        critical: ids of the threads that pace it.
+        avoid: CPUs that must not be chosen.
+
+    Raises:
+        MeasureError: /proc or /sys cannot be read.
+    """
+    pids = [pid for pid, started in processes.items() if not proc.has_ended(pid, started)]
+    first = _look(pids)
+    sleep(LOOK_S)
+    last = _look(pids)
+    threads = []
+    for tid in sorted(critical):
+        pid = proc.thread_group(tid)
+        if pid in pids and (facts := _facts(pid, tid, _pushed(first, last, tid))):
+            threads.append(facts)
+    major = _major(culprits)
+    owners = find_owners(pids)
+    balancer, banned = _balancer(owners)
+    strangers = [pid for culprit in major for pid in _processes_of(culprit)]
+    session = _session(pids)
+    return Situation(
+        target=name,
+        threads=tuple(threads),
+        topology=read_topology(),
+        others=_others(first, last, pids),
+        irqs=last.irqs,
+        irq_rates=irq_rates(first.irqs, last.irqs, last.at - first.at),
+        culprit_cpus=frozenset(cpu for culprit in major for cpu in _cpus_of(culprit, last.irqs)),
+        interrupted=any(culprit.kind in _INTERRUPTS for culprit in major),
+        avoid=avoid.union(*(owner.cpus for owner in owners)),
+        nice_counts=_nice_counts(pids, strangers),
+        session=session if _same_cgroup(pids, strangers) else None,
+        slices=default_slice() > 0,
+        cpuset=_cpuset(pids),
+        balancer=balancer,
+        banned=banned,
+        offenders=_offenders(major, pids) if allow_offenders else (),
+        owners=tuple(owners),
+    )
+
+
+def _look(pids: Iterable[int]) -> _Look:
+    own: dict[int, int] = {}
+    switches: dict[int, tuple[int, int]] = {}
+    for pid in pids:
+        for thread in threads_of(pid):
+            if ran := proc.read_schedstat(pid, thread.tid):
+                own[thread.tid] = ran.on_cpu_ns
+            if counted := proc.context_switches(pid, thread.tid):
+                switches[thread.tid] = counted
+    return _Look(read_cpu_times(), read_interrupts(), own, switches, time.monotonic())
+
+
+def _others(first: _Look, last: _Look, pids: Iterable[int]) -> dict[int, float]:
+    """Busy shares of the CPUs without what the target itself ran there."""
+    shares = busy_shares(first.times, last.times)
+    seconds = last.at - first.at
+    for pid in pids:
+        for thread in threads_of(pid):
+            stat = proc.read_stat(pid, thread.tid)
+            ran = last.own_ns.get(thread.tid, 0) - first.own_ns.get(thread.tid, 0)
+            if stat is not None and stat.cpu in shares and ran > 0:
+                # a thread that moved meanwhile counts where it is now
+                shares[stat.cpu] = max(shares[stat.cpu] - ran / 1e9 / seconds, 0.0)
+    return shares
+
+
+def _pushed(first: _Look, last: _Look, tid: int) -> bool:
+    before, after = first.switches.get(tid, (0, 0)), last.switches.get(tid, (0, 0))
+    return after[1] - before[1] >= after[0] - before[0]
+
+
+def _facts(pid: int, tid: int, pushed: bool = True) -> ThreadFacts | None:
+    """A thread as it is; ``None`` if it is gone."""
+    thread, stat = find_thread(pid, tid), proc.read_stat(pid, tid)
+    if thread is None or stat is None:
+        return None
+    try:
+        allowed = parse_list(status_fields(proc.PROC, f"{pid}/task/{tid}")["Cpus_allowed_list"])
+        nice = os.getpriority(os.PRIO_PROCESS, tid)
+    except (OSError, KeyError):
+        return None
+    return ThreadFacts(thread, stat.comm, frozenset(allowed), stat.cpu, nice, stat.policy in FAIR, pushed)
+
+
+def _major(culprits: Iterable[Culprit]) -> list[Culprit]:
+    found = list(culprits)
+    least = MAJOR * sum(culprit.ns for culprit in found)
+    return [culprit for culprit in found if culprit.ns >= least]
+
+
+def _cpus_of(culprit: Culprit, irqs: Mapping[int, Irq]) -> frozenset[int]:
+    """Where it is now; a softirq runs wherever its work comes up."""
+    if culprit.kind == "irq" and (number := re.match(r"\d+", culprit.name)):
+        irq = irqs.get(int(number[0]))
+        return irq.effective if irq else frozenset()
+    if culprit.kind not in _PROCESSES:
+        return frozenset()
+    stats = [proc.read_stat(tid) for tid, _ in culprit.threads]
+    return frozenset(stat.cpu for stat in stats if stat is not None)
+
+
+def _processes_of(culprit: Culprit) -> set[int]:
+    if culprit.kind not in _PROCESSES:
+        return set()
+    found = {proc.thread_group(tid) for tid, _ in culprit.threads}
+    return {pid for pid in found if pid is not None}
+
+
+def _same_cgroup(pids: Iterable[int], strangers: Iterable[int]) -> bool:
+    """Whether the cpu controller weighs target and culprits within one cgroup."""
+    ours = {cgroups.cpu_cgroup(pid) for pid in pids}
+    theirs = {cgroups.cpu_cgroup(pid) for pid in strangers if not is_kernel_thread(pid)}
+    return not theirs or bool(ours & theirs)
+
+
+def _nice_counts(pids: list[int], strangers: list[int]) -> bool:
+    """Whether the nice of threads counts against the culprits at all."""
+    if not _same_cgroup(pids, strangers):
+        return False
+    ours = {autogroup_of(pid) for pid in pids} if _has_autogroups(pids) else {""}
+    theirs = {autogroup_of(pid) for pid in strangers if not is_kernel_thread(pid)}
+    return ours == {""} or not theirs or bool(ours & theirs)
+
+
+def _has_autogroups(pids: Iterable[int]) -> bool:
+    """Sessions are weighed as groups only in the root cgroup of the cpu controller."""
+    enabled = try_read(proc.PROC / "sys/kernel/sched_autogroup_enabled") == "1"
+    return enabled and any(_in_root(pid) for pid in pids)
+
+
+def _in_root(pid: int) -> bool:
+    directory = cgroups.cpu_cgroup(pid)
+    return directory is None or not (directory.parent / "cgroup.procs").exists()
+
+
+def _session(pids: list[int]) -> Autogroup | None:
+    """The session of the target, if nobody else but who started it is in it."""
+    groups = {autogroup_of(pid) for pid in pids}
+    if len(groups) != 1 or groups == {""} or not _has_autogroups(pids):
+        return None
+    group = groups.pop()
+    allowed = set(pids)
+    for pid in pids:
+        while (stat := proc.read_stat(pid)) and stat.parent and stat.parent not in allowed:
+            allowed.add(pid := stat.parent)
+    members = {pid for pid in proc.process_ids() if autogroup_of(pid) == group}
+    return Autogroup(group, pids[0]) if members <= allowed else None
+
+
+def _cpuset(pids: list[int]) -> CpusetFacts | None:
+    """The cpuset of the target where it is its own and may be narrowed without loss."""
+    found = cpusets()
+    if found is None or not pids:
+        return None
+    try:
+        directories = {found.directory(pid) for pid in pids}
+    except MeasureError:
+        return None
+    if len(directories) != 1:
+        return None
+    directory = directories.pop()
+    if not set(cgroups.processes(directory)) <= set(pids):
+        return None
+    return _cpuset_facts(directory, found.mount)
+
+
+def _cpuset_facts(directory: Path, mount: Path) -> CpusetFacts | None:
+    if directory == mount or not (directory / "cpuset.cpus").exists():
+        return None
+    names = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
+    cpus = next((found for name in names if (found := parse_list(try_read(directory / name)))), set())
+    if not cpus or (not _kernel_remembers() and _has_bound_threads(directory, cpus)):
+        return None
+    return CpusetFacts(CpusetDir(str(directory), cgroups.cgroup_id(directory)), frozenset(cpus))
+
+
+def _kernel_remembers() -> bool:
+    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return match is not None and (int(match[1]), int(match[2])) >= _REMEMBERING
+
+
+def _has_bound_threads(directory: Path, cpus: set[int]) -> bool:
+    facts = [
+        _facts(pid, thread.tid) for pid in cgroups.processes(directory) for thread in threads_of(pid)
+    ]
+    return any(found is not None and found.allowed != cpus for found in facts)
+
+
+def _offenders(culprits: Iterable[Culprit], pids: Iterable[int]) -> tuple[Offender, ...]:
+    """The processes among the culprits that may be moved, as far as nobody else decides where they run."""
+    spared = {1, os.getpid(), *pids}
+    found = []
+    for culprit in culprits:
+        if culprit.kind != "process" or not culprit.pid or culprit.pid in spared:
+            continue
+        owned = {lever for owner in find_owners([culprit.pid]) for lever in owner.levers}
+        cpuset = None if "cpuset" in owned else _cpuset_apart(culprit.pid, spared)
+        facts = [] if "affinity" in owned else [_facts(culprit.pid, t.tid) for t in threads_of(culprit.pid)]
+        name = f"{culprit.name} [{culprit.pid}]"
+        found.append(Offender(name, tuple(thread for thread in facts if thread), cpuset))
+    return tuple(found)
+
+
+def _cpuset_apart(pid: int, spared: set[int]) -> CpusetFacts | None:
+    """The cpuset of a process, unless it holds any that must be spared."""
+    found = cpusets()
+    try:
+        directory = found.directory(pid) if found else None
+    except MeasureError:  # it has just ended
+        return None
+    if found is None or directory is None or spared & set(cgroups.processes(directory)):
+        return None
+    return _cpuset_facts(directory, found.mount)
+
+
+def _balancer(owners: list[Owner]) -> tuple[Balancer | None, str]:
+    """A running irqbalance and what it leaves alone; who cannot be asked owns the interrupts."""
+    balancer = find_balancer()
+    if balancer is None:
+        return None, ""
+    try:
+        return balancer, str(BalancerBan().read(balancer))
+    except GoneError:
+        return None, ""
+    except RefusedError as e:
+        text = f"irqbalance (process {balancer.pid}) moves interrupts every few seconds, and {e}"
+        owners.append(Owner("irqbalance", INTERRUPTS, text, "stop it to let quietcore move interrupts"))
+        return None, ""
