@@ -247,7 +247,7 @@ def look(path: Path) -> Contents | None:
 def parse(text: str) -> Contents:
     """What whole lines say; those that cannot be understood are kept as they are."""
     contents = Contents()
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         try:
             _take(contents, json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError):

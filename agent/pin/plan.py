@@ -229,12 +229,12 @@ def _other_cpu(s: Situation, irq: Irq, home: frozenset[int]) -> frozenset[int]:
     """For an interrupt that goes nowhere else: one CPU nearby that is least busy."""
     free = s.topology.online - home - s.topology.isolated - s.topology.nohz_full - s.avoid
     nodes = {s.topology.cpus[cpu].node for cpu in irq.effective & s.topology.online}
-    best = min(
-        free,
-        key=lambda cpu: (s.topology.cpus[cpu].node not in nodes, round(s.others.get(cpu, 0.0), 1), cpu),
-        default=None,
-    )
-    return frozenset() if best is None else frozenset({best})
+
+    def rank(cpu: int) -> tuple[float, ...]:
+        here = s.topology.cpus[cpu]
+        return here.node not in nodes, bool(here.siblings & home), round(s.others.get(cpu, 0.0), 1), cpu
+
+    return frozenset(sorted(free, key=rank)[:1])
 
 
 def _weigh(s: Situation, base: Plan | None) -> Iterator[Plan]:
