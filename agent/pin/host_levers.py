@@ -120,8 +120,7 @@ class BalancerBan(Lever):
             raise GoneError(f"{thing} is gone")
         name = f"irqbalance{thing.pid}.sock"
         path = SOCKETS / name
-        # where it may not make its file, irqbalance takes a name without one
-        address = str(path) if path.exists() else f"\0{path}"
+        address = str(path) if path.exists() else f"\0{name}"  # until 1.5 it had no file
         identity = struct.pack("3i", os.getpid(), os.geteuid(), os.getegid())
         with kernel_answers(), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
             link.settimeout(_PATIENCE_S)

@@ -9,6 +9,7 @@ from tests.bars import (
     irq,
     launches,
     live_order,
+    pin_crash,
     run_delay,
     scheduling_cost,
     split,
@@ -31,4 +32,5 @@ BARS: tuple[Bar, ...] = (
     scheduling_cost.BAR,
     live_order.BAR,
     driftsched_live.BAR,
+    pin_crash.BAR,
 )

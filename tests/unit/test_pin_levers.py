@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
+from tests.unit.boards import A, B, C, Board, settings
 
 from quietcore.agent.pin import actuate, host_levers
 from quietcore.agent.pin.host_levers import BalancerBan, Cpuset
 from quietcore.agent.pin.journal import Change, Journal
-from quietcore.agent.pin.levers import GoneError, Lever, Outcome, RefusedError, kernel_answers, put, restore
+from quietcore.agent.pin.levers import GoneError, Outcome, RefusedError, kernel_answers, put, restore
 from quietcore.agent.pin.plan import Setting
 from quietcore.agent.pin.registry import LEVERS
 from quietcore.agent.pin.restore import put_back, restore_journal
 from quietcore.agent.pin.thread_levers import Affinity
-from quietcore.agent.pin.things import Balancer, CpusetDir, IrqLine, Thing, Thread, Value, thing_of
+from quietcore.agent.pin.things import Balancer, CpusetDir, IrqLine, Thread, Value, thing_of
 from quietcore.probes import proc
-
-
-class Board(Lever):
-    """Values on a board; what is not on it is gone."""
-
-    name: ClassVar[str] = "board"
-    thing: ClassVar[type[Thing]] = IrqLine
-    word: ClassVar[str] = "value"
-
-    def __init__(self) -> None:
-        self.values: dict[IrqLine, Value] = {}
-        self.locked: set[IrqLine] = set()
-        self.bent: dict[Value, Value] = {}
-        self.writes: list[tuple[int, Value]] = []
-
-    def read(self, thing: IrqLine) -> Value:
-        if thing not in self.values:
-            raise GoneError("gone")
-        return self.values[thing]
-
-    def write(self, thing: IrqLine, value: Value) -> None:
-        self.read(thing)
-        if thing in self.locked:
-            raise RefusedError("managed")
-        self.writes.append((thing.number, value))
-        self.values[thing] = self.bent.get(value, value)
-
-
-A, B, C = (IrqLine(number, "x") for number in (1, 2, 3))
 
 
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     lever = Board()
-    lever.values = {A: 10, B: 20, C: 30}
     monkeypatch.setitem(LEVERS, "board", lever)
     return lever
 
@@ -65,10 +34,6 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "pin.journal"
-
-
-def settings(**values: int) -> list[Setting]:
-    return [Setting("board", {"a": A, "b": B, "c": C}[name], value) for name, value in values.items()]
 
 
 def outcomes(report: actuate.Report) -> dict[object, Outcome]:
@@ -334,9 +299,8 @@ class Irqbalance:
 def irqbalance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Irqbalance]:
     monkeypatch.setattr(host_levers, "SOCKETS", tmp_path)
     server = Irqbalance(tmp_path / f"irqbalance{os.getpid()}.sock")
-    with contextlib.closing(contextlib.ExitStack()) as stack:
-        stack.callback(server.stop)
-        yield server
+    yield server
+    server.stop()
 
 
 def myself() -> Balancer:
