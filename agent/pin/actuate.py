@@ -12,10 +12,11 @@ from quietcore.agent.pin.registry import LEVERS
 from quietcore.agent.pin.thread_levers import UNBOUND
 from quietcore.agent.pin.things import Thing, Thread, Value, find_thread, threads_of
 from quietcore.probes import proc
+from quietcore.probes.errors import TargetGoneError
 from quietcore.probes.host.finding import parse_list
 
-_PASSES = 5
-"""Looks at the threads of a process, each for those that were born during the one before."""
+_PASSES = range(2, 6)
+"""Looks at the threads of a process: two at least, each for those that were born during the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,25 +152,20 @@ def undo(journal: Journal, target: str | None = None) -> Report:
     return Report(tuple(steps))
 
 
-def _free_heirs(journal: Journal, entries: Sequence[Entry], spare: Collection[int] = ()) -> list[Step]:
-    """Threads and children born since with a value of ours get what they would have had.
-
-    Args:
-        spare: threads to leave as they are.
-    """
+def _free_heirs(journal: Journal, entries: Sequence[Entry]) -> list[Step]:
+    """Threads and children born since with a value of ours get what they would have had."""
     inherited = [e for e in entries if LEVERS[e.lever].inherited]
     steps: list[Step] = []
-    for _ in range(_PASSES):
+    for passed in range(1, _PASSES.stop):
         found = [
             step
             for pid, of_process in _families(inherited).items()
             for thread in threads_of(pid)
-            if thread.tid not in spare
             for step in _free(journal, thread, of_process)
         ]
-        if not found:
-            break
         steps += found
+        if not found and passed >= _PASSES.start:
+            break
     return steps
 
 
@@ -195,7 +191,7 @@ def _families(entries: Sequence[Entry]) -> dict[int, list[Entry]]:
 
 def _free(journal: Journal, thread: Thread, entries: Sequence[Entry]) -> list[Step]:
     steps = []
-    for name in dict.fromkeys(e.lever for e in entries):
+    for name in dict.fromkeys(e.lever for e in entries if thread.thread_started >= e.began):
         if (name, thread) in journal.entries:
             continue
         lever = LEVERS[name]
@@ -211,28 +207,53 @@ def _free(journal: Journal, thread: Thread, entries: Sequence[Entry]) -> list[St
 
 
 def sweep(
-    journal: Journal, plan: Plan, target: str, processes: Mapping[int, int], critical: Collection[int]
+    journal: Journal,
+    plan: Plan,
+    target: str,
+    processes: Mapping[int, int],
+    critical: Collection[int],
+    known: set[int],
 ) -> Report:
     """Once a period: new critical threads are set too, new others freed, and what others changed is let go.
 
-    Raises MeasureError of the journal.
+    Args:
+        known: ids of threads that were looked at the last time; becomes those of now.
+
+    Raises:
+        MeasureError: the journal cannot be written.
     """
     steps = _let_go(journal, target)
+    seen = (journal.entries, journal.conceded)
     new = [
         thread
         for tid in sorted(critical)
-        if (pid := proc.thread_group(tid)) in processes
-        and pid is not None
+        if (pid := proc.thread_group(tid)) is not None
+        and pid in processes
         and (thread := find_thread(pid, tid)) is not None
         and thread.started == processes[pid]
-        and not any(
-            (name, thread) in known for name in plan.thread_levers for known in (journal.entries, journal.conceded)
-        )
+        and not any((name, thread) in which for name in plan.thread_levers for which in seen)
     ]
     if new:
         steps += apply(journal, [s for thread in new for s in plan.settings_for(thread)], target).steps
-    steps += _free_heirs(journal, journal.of(target), spare=critical)
+    inherited = [e for e in journal.of(target) if LEVERS[e.lever].inherited]
+    present: set[int] = set()
+    for pid, started in processes.items():
+        tids = _thread_ids(pid, started)
+        for tid in tids - known - set(critical):
+            thread = find_thread(pid, tid)
+            steps += _free(journal, thread, inherited) if thread else []
+        present |= tids
+    known.clear()
+    known.update(present)
     return Report(tuple(steps))
+
+
+def _thread_ids(pid: int, started: int) -> set[int]:
+    """Empty if the process is gone."""
+    try:
+        return set() if proc.has_ended(pid, started) else set(proc.thread_ids(pid))
+    except TargetGoneError:
+        return set()
 
 
 def _let_go(journal: Journal, target: str) -> list[Step]:

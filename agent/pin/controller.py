@@ -136,6 +136,7 @@ class _HostHands:
         self._acting = acting
         self._avoid = avoid
         self._allow_offenders = allow_offenders
+        self._known: set[int] = set()
 
     def look(self, reading: Reading) -> Future[Proposal]:
         processes, avoid = dict(reading.target.processes), self._avoid()
@@ -155,15 +156,16 @@ class _HostHands:
         return self._looking.submit(work)
 
     def apply(self, plan: Plan) -> Future[Report]:
+        self._known = set()
         return self._acting.submit(lambda: apply(self._held(), plan.settings, self._name))
 
     def undo(self) -> Future[Report]:
         return self._acting.submit(lambda: undo(self._held(), self._name))
 
     def sweep(self, plan: Plan, reading: Reading) -> Future[Report]:
-        processes = dict(reading.target.processes)
+        processes, known = dict(reading.target.processes), self._known
         return self._acting.submit(
-            lambda: sweep(self._held(), plan, self._name, processes, reading.critical)
+            lambda: sweep(self._held(), plan, self._name, processes, reading.critical, known)
         )
 
     def _held(self) -> Journal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def restore_journal(path: Path, *, leave_applied: bool = False) -> list[Event]:
         JournalBusyError: another agent runs.
         MeasureError: the journal cannot be opened.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return []
     with Journal.open(path) as journal:
         return put_back(journal, leave_applied=leave_applied)

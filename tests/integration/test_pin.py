@@ -81,7 +81,7 @@ def test_a_sweep_sets_new_critical_threads_and_frees_the_others(victim: Crowd, j
     critical, heir = victim.tell("spawn 0"), victim.tell("spawn 0")
     usual = thread_state(victim.pid, victim.tids[1])
     tids = {victim.tids[0], critical, victim.tids[2]}
-    sweep(journal, plan, TARGET, {victim.pid: victim.started}, tids)
+    sweep(journal, plan, TARGET, {victim.pid: victim.started}, tids, set())
     assert thread_state(victim.pid, heir) == usual
     for tid in tids:
         state = thread_state(victim.pid, tid)
@@ -99,10 +99,10 @@ def test_a_sweep_concedes_what_others_set(victim: Crowd, journal: Journal) -> No
     apply(journal, plan.settings, TARGET)
     os.sched_setaffinity(victim.tids[0], {CPUS[1]})
     processes = {victim.pid: victim.started}
-    (conflict,) = sweep(journal, plan, TARGET, processes, {victim.tids[0]}).conflicts
+    (conflict,) = sweep(journal, plan, TARGET, processes, {victim.tids[0]}, set()).conflicts
     assert (conflict.lever, conflict.why) == ("affinity", f"{CPUS[1]} now, we had set {CPUS[0]}: left alone")
     # nor is it set again later
-    assert not sweep(journal, plan, TARGET, processes, {victim.tids[0]}).steps
+    assert not sweep(journal, plan, TARGET, processes, {victim.tids[0]}, set()).steps
     assert cpus_of(victim.tids[0]) == {CPUS[1]}
     undo(journal)
     assert os.getpriority(os.PRIO_PROCESS, victim.tids[0]) == 0
@@ -114,10 +114,10 @@ def test_a_sweep_forgets_what_is_gone(victim: Crowd, journal: Journal) -> None:
     apply(journal, plan.settings, TARGET)
     new = victim.tell("spawn 0")
     processes = {victim.pid: victim.started}
-    sweep(journal, plan, TARGET, processes, {new})
+    sweep(journal, plan, TARGET, processes, {new}, set())
     known = len(journal.entries)
     victim.tell("end")
-    sweep(journal, plan, TARGET, processes, {victim.tids[0]})
+    sweep(journal, plan, TARGET, processes, {victim.tids[0]}, set())
     assert len(journal.entries) == known - 2
 
 
