@@ -31,6 +31,10 @@ from quietcore.probes.topology import (
 
 LOOK_S = 1.0
 """How long the CPUs are watched for who is busy."""
+_SLICES = 20
+"""Looks at where the target's threads are meanwhile: they may move."""
+_ACTIVE_NS = 500_000
+"""Threads that ran less in the first slice, and pace nothing, are not looked at again."""
 MAJOR = 0.1
 """Culprits with a smaller part of what was taken do not say where not to be."""
 _INTERRUPTS = ("irq", "softirq", "vector")
@@ -43,7 +47,6 @@ _REMEMBERING = (6, 2)
 class _Look:
     times: Mapping[int, CpuTimes]
     irqs: Mapping[int, Irq]
-    own_ns: Mapping[int, int]
     switches: Mapping[int, tuple[int, int]]
     at: float
 
@@ -69,14 +72,13 @@ def survey(
         MeasureError: /proc or /sys cannot be read.
     """
     pids = [pid for pid, started in processes.items() if not proc.has_ended(pid, started)]
-    first = _look(pids)
-    sleep(LOOK_S)
-    last = _look(pids)
-    threads = []
-    for tid in sorted(critical):
-        pid = proc.thread_group(tid)
-        if pid in pids and (facts := _facts(pid, tid, _pushed(first, last, tid))):
-            threads.append(facts)
+    owners_of = {tid: pid for tid in sorted(critical) if (pid := proc.thread_group(tid)) in pids}
+    pacing = {tid: pid for tid, pid in owners_of.items() if pid is not None}
+    first = _look(pacing)
+    own_ns = _watch(pids, pacing, sleep)
+    last = _look(pacing)
+    seconds = last.at - first.at
+    found = (_facts(pid, tid, _pushed(first, last, tid)) for tid, pid in pacing.items())
     major = _major(culprits)
     owners = find_owners(pids)
     balancer, banned = _balancer(owners)
@@ -84,11 +86,14 @@ def survey(
     session = _session(pids)
     return Situation(
         target=name,
-        threads=tuple(threads),
+        threads=tuple(facts for facts in found if facts),
         topology=read_topology(),
-        others=_others(first, last, pids),
+        others={
+            cpu: max(share - own_ns.get(cpu, 0) / 1e9 / seconds, 0.0)
+            for cpu, share in busy_shares(first.times, last.times).items()
+        },
         irqs=last.irqs,
-        irq_rates=irq_rates(first.irqs, last.irqs, last.at - first.at),
+        irq_rates=irq_rates(first.irqs, last.irqs, seconds),
         culprit_cpus=frozenset(cpu for culprit in major for cpu in _cpus_of(culprit, last.irqs)),
         interrupted=any(culprit.kind in _INTERRUPTS for culprit in major),
         avoid=avoid.union(*(owner.cpus for owner in owners)),
@@ -103,30 +108,32 @@ def survey(
     )
 
 
-def _look(pids: Iterable[int]) -> _Look:
-    own: dict[int, int] = {}
-    switches: dict[int, tuple[int, int]] = {}
-    for pid in pids:
-        for thread in threads_of(pid):
-            if ran := proc.read_schedstat(pid, thread.tid):
-                own[thread.tid] = ran.on_cpu_ns
-            if counted := proc.context_switches(pid, thread.tid):
-                switches[thread.tid] = counted
-    return _Look(read_cpu_times(), read_interrupts(), own, switches, time.monotonic())
+def _look(threads: Mapping[int, int]) -> _Look:
+    counted = {tid: proc.context_switches(pid, tid) for tid, pid in threads.items()}
+    switches = {tid: count for tid, count in counted.items() if count}
+    return _Look(read_cpu_times(), read_interrupts(), switches, time.monotonic())
 
 
-def _others(first: _Look, last: _Look, pids: Iterable[int]) -> dict[int, float]:
-    """Busy shares of the CPUs without what the target itself ran there."""
-    shares = busy_shares(first.times, last.times)
-    seconds = last.at - first.at
-    for pid in pids:
-        for thread in threads_of(pid):
-            stat = proc.read_stat(pid, thread.tid)
-            ran = last.own_ns.get(thread.tid, 0) - first.own_ns.get(thread.tid, 0)
-            if stat is not None and stat.cpu in shares and ran > 0:
-                # a thread that moved meanwhile counts where it is now
-                shares[stat.cpu] = max(shares[stat.cpu] - ran / 1e9 / seconds, 0.0)
-    return shares
+def _watch(pids: Iterable[int], pacing: Mapping[int, int], sleep: Callable[[float], None]) -> dict[int, int]:
+    """What the target itself ran on each CPU within :data:`LOOK_S`, ns, by where its threads were found."""
+    watched = {thread.tid: pid for pid in pids for thread in threads_of(pid)}
+    before = {tid: ran.on_cpu_ns for tid, pid in watched.items() if (ran := proc.read_schedstat(pid, tid))}
+    spent: dict[int, int] = {}
+    for number in range(_SLICES):
+        sleep(LOOK_S / _SLICES)
+        active = dict(pacing)
+        for tid, pid in watched.items():
+            ran, stat = proc.read_schedstat(pid, tid), proc.read_stat(pid, tid)
+            if ran is None or stat is None or tid not in before:
+                continue
+            more = ran.on_cpu_ns - before[tid]
+            before[tid] = ran.on_cpu_ns
+            spent[stat.cpu] = spent.get(stat.cpu, 0) + more
+            if more >= _ACTIVE_NS:
+                active[tid] = pid
+        if not number:
+            watched = active
+    return spent
 
 
 def _pushed(first: _Look, last: _Look, tid: int) -> bool:
