@@ -19,7 +19,8 @@ _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 class TaskStat:
     """The fields of /proc/PID/stat that we use.
 
-    ``started`` is in clock ticks since boot, ``flags`` are PF_*, ``cpu`` is where it ran last, ``policy`` SCHED_*.
+    ``started`` is in clock ticks since boot, ``flags`` are PF_*, ``policy`` is SCHED_*; ``cpu`` is where it
+    ran last.
     """
 
     pid: int

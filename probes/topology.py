@@ -65,7 +65,8 @@ class Topology:
 
     Attributes:
         possible: CPUs that may ever be online.
-        isolated: kept from the scheduler's balancing (``isolcpus=``); ``nohz_full``: without the regular tick.
+        isolated: kept from the scheduler's balancing (``isolcpus=``).
+        nohz_full: without the regular tick.
         nodes: CPUs by NUMA node, offline ones included.
         gpus: CPUs near each NVIDIA GPU, by PCI address; empty where the bus does not tell.
     """

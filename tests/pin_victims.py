@@ -14,8 +14,8 @@ from pathlib import Path
 from tests.cpu_cgroup import PREFIX
 
 from quietcore.agent.pin.plan import Setting
-from quietcore.agent.pin.thread_levers import cpusets, get_attr
 from quietcore.agent.pin.things import CpusetDir, IrqLine, Thread, find_thread, threads_of
+from quietcore.agent.pin.thread_levers import cpusets, get_attr
 from quietcore.probes import proc
 from quietcore.probes.host.finding import format_list, status_fields, try_read
 from quietcore.probes.topology import Irq, read_interrupts
@@ -135,7 +135,9 @@ class State:
             for tid, state in self.threads.items()
             if other.threads.get(tid) != state
         ]
-        found += [f"IRQ {n}: {cpus} -> {other.irqs[n]}" for n, cpus in self.irqs.items() if other.irqs[n] != cpus]
+        found += [
+            f"IRQ {n}: {cpus} -> {other.irqs[n]}" for n, cpus in self.irqs.items() if other.irqs[n] != cpus
+        ]
         return found + ([f"cpuset: {self.cpuset} -> {other.cpuset}"] if self.cpuset != other.cpuset else [])
 
 

@@ -76,7 +76,8 @@ def plan(pid: int | None, duration: float, backend: str, allow_offenders: bool, 
 
     Without --pid: for every process on the host that uses CUDA.
 
-    Exit codes: 0 something could be done, 1 nothing, or only what others own, 2 wrong usage, 3 cannot measure.
+    Exit codes: 0 something could be done, 1 nothing, or only what others own, 2 wrong usage, 3 cannot
+    measure.
     """
     chosen = targets.with_cuda() if pid is None else [targets.by_pid(pid)]
     found = _propose(chosen, duration, backend, allow_offenders)
@@ -191,16 +192,18 @@ def restore(as_json: bool, journal: Path) -> None:
     events = restore_journal(journal)
     if as_json:
         _print_json(
-            {"events": [{"kind": e.kind, "target": e.target, "text": e.text, "detail": e.detail} for e in events]}
+            {
+                "events": [
+                    {"kind": e.kind, "target": e.target, "text": e.text, "detail": e.detail} for e in events
+                ]
+            }
         )
     else:
         for event in events:
             click.echo(event.text.removeprefix(": "))
         if not events:
             click.echo("nothing is in force")
-    refused = any(
-        step["outcome"] == "refused" for event in events for step in event.detail.get("steps", ())
-    )
+    refused = any(step["outcome"] == "refused" for event in events for step in event.detail.get("steps", ()))
     sys.exit(FOUND if refused or any(event.kind == "conflict" for event in events) else HEALTHY)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,8 @@ from quietcore.agent.pin.journal import Change, Entry, Journal, Key, pids_in
 from quietcore.agent.pin.levers import GoneError, Outcome, RefusedError, cpu_text, put, restore
 from quietcore.agent.pin.plan import Plan, Setting
 from quietcore.agent.pin.registry import LEVERS
-from quietcore.agent.pin.thread_levers import UNBOUND
 from quietcore.agent.pin.things import Thing, Thread, Value, find_thread, threads_of
+from quietcore.agent.pin.thread_levers import UNBOUND
 from quietcore.probes import proc
 from quietcore.probes.errors import TargetGoneError
 from quietcore.probes.host.finding import parse_list
@@ -118,22 +119,27 @@ def _original(journal: Journal, name: str, thing: Thing, now: Value) -> Value:
     of_process = [
         e for e in journal.entries.values() if isinstance(e.thing, Thread) and e.thing.pid == thing.pid
     ]
-    parent = _heir_of(of_process, name, thing, now)
-    return now if parent is None else parent.old
+    inherited = _would_have(of_process, name, thing, now)
+    return now if inherited is None else inherited
 
 
-def _heir_of(entries: Iterable[Entry], name: str, thread: Thread, now: Value) -> Entry | None:
-    """The entry from which a thread without one of its own has its value; ``None`` if from none."""
+def _would_have(entries: Iterable[Entry], name: str, thread: Thread, now: Value) -> Value | None:
+    """What a thread without an entry would have without us; ``None`` if it has nothing of ours.
+
+    The kernel does not tell which thread made it. Where those that may have had different values at first,
+    the most common one counts.
+    """
     lever = LEVERS[name]
-    for entry in entries:
-        if (
-            entry.lever == name
-            and thread.thread_started >= entry.began
-            and not lever.same(now, entry.old)
-            and any(lever.same(now, value) for value in entry.ours)
-        ):
-            return entry
-    return None
+    makers = [
+        entry
+        for entry in entries
+        if entry.lever == name
+        and thread.thread_started >= entry.began
+        and not lever.same(now, entry.old)
+        and any(lever.same(now, value) for value in entry.ours)
+    ]
+    olds = Counter(entry.old for entry in makers)
+    return olds.most_common(1)[0][0] if olds else None
 
 
 def undo(journal: Journal, target: str | None = None) -> Report:
@@ -197,10 +203,10 @@ def _free(journal: Journal, thread: Thread, entries: Sequence[Entry]) -> list[St
         lever = LEVERS[name]
         try:
             now = lever.read(thread)
-            parent = _heir_of(entries, name, thread, now)
-            if parent is not None:
-                put(lever, thread, parent.old)
-                steps.append(Step(name, thread, Outcome.RESTORED, now, parent.old, "inherited"))
+            wanted = _would_have(entries, name, thread, now)
+            if wanted is not None:
+                put(lever, thread, wanted)
+                steps.append(Step(name, thread, Outcome.RESTORED, now, wanted, "inherited"))
         except (GoneError, RefusedError):
             continue
     return steps

@@ -27,7 +27,7 @@ NEEDED = 3
 TRIAL_S = 3.0
 BASELINE_S = 2.0
 BAD_IN_A_ROW = 2
-"""Readings that end a plan at once: in a trial if they are worse than before, later if it has ceased to help."""
+"""Readings that end a plan at once: on trial if worse than before, later if it has ceased to help."""
 SETTLE_S = 0.5
 IDLE_S = 10.0
 """A trial waits this long for a target that has gone idle."""
@@ -181,20 +181,20 @@ class Course:
         for owner in proposal.owners:
             detail = {"owner": owner.name, "levers": sorted(owner.levers), "remedy": owner.remedy}
             events += self._say(str(owner), "stand-aside", detail, f"{self.name}: left alone: {owner}")
-        detail = {"plans": summary(proposal.plans), "blocked": summary(proposal.blocked)}
+        tries = {"plans": summary(proposal.plans), "blocked": summary(proposal.blocked)}
         if self._mode is Mode.ADVISE:
             self._pause()
             for plan in (proposal.plans or proposal.blocked)[:1]:
                 text = f"{self.name}: would try {plan.name}: {plan.why}"
-                events += self._say(f"{plan.name} {plan.why}", "advise", detail, text)
+                events += self._say(f"{plan.name} {plan.why}", "advise", tries, text)
             return events
         if not proposal.plans:
             text = "no plan can change anything" if not proposal.owners else "all plans are others' to make"
-            return events + self._give_up(text, {"reason": "no_plan", **detail})
+            return events + self._give_up(text, {"reason": "no_plan", **tries})
         if len(self._recent) < NEEDED or self._retired:  # it ended while we looked
             return events
         names = ", ".join(plan.name for plan in proposal.plans)
-        events.append(Event("plan", self.name, detail, f"{self.name}: to be tried: {names}"))
+        events.append(Event("plan", self.name, tries, f"{self.name}: to be tried: {names}"))
         self._queue, self._results, self._final = list(proposal.plans), [], False
         self._before = mean(list(self._recent)[-NEEDED:])
         self._try_next()
@@ -273,7 +273,9 @@ class Course:
         if self._recent and _seconds(self._recent) >= BASELINE_S - _SLACK_S:
             self._before = mean(self._recent)
             if self._before.stolen < THRESHOLD:
-                return self._give_up("the disturbance ended by itself, everything is as it was", {}, pause=0.0)
+                return self._give_up(
+                    "the disturbance ended by itself, everything is as it was", {}, pause=0.0
+                )
             self._try_next()
         elif self._now - self._valid_from > IDLE_S:
             return self._give_up("the target has gone idle, everything is as it was", {}, pause=0.0)

@@ -56,7 +56,7 @@ def is_managed(number: int) -> bool:
 
 
 class Cpuset(CpuListLever):
-    """What a cgroup of the cpuset controller, v1 or v2, allows its processes; empty (v2): all of its parent's."""
+    """What a cgroup (cpuset controller, v1 or v2) allows its processes; empty (v2): all of its parent's."""
 
     name: ClassVar[str] = "cpuset"
     thing: ClassVar[type[Thing]] = CpusetDir

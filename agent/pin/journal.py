@@ -137,16 +137,18 @@ class Journal:
     def record(self, changes: Sequence[Change], target: str) -> None:
         """On disk when it returns: only then may the changes be made. Raises MeasureError."""
         began = ticks_now()
-        fresh = [
-            (self.entries.get((lever, thing)) or Entry(lever, thing, old, [], target, began), new)
-            for lever, thing, old, new in changes
-        ]
-        lines = [_line(entry, new) for entry, new in fresh if new not in entry.ours]
-        self._append(lines)
-        for entry, new in fresh:
-            if new not in entry.ours:
-                entry.ours.append(new)
-            self.entries[entry.lever, entry.thing] = entry
+        fresh: dict[Key, Entry] = {}
+        new: list[tuple[Entry, Value]] = []
+        for change in changes:
+            key = (change.lever, change.thing)
+            made = Entry(*key, change.old, [], target, began)
+            entry = fresh.setdefault(key, self.entries.get(key) or made)
+            if change.new not in entry.ours:
+                new.append((entry, change.new))
+        self._append([_line(entry, value) for entry, value in new])
+        self.entries.update(fresh)
+        for entry, value in new:
+            entry.ours.append(value)
 
     def done(self, keys: Iterable[Key]) -> None:
         """These are as they were, or not ours to restore. Raises MeasureError."""

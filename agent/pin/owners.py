@@ -174,7 +174,9 @@ def _tuned(host: _Host) -> Iterator[Owner]:
         return
     isolated = frozenset[int]()
     listed = re.search(
-        r"^\s*isolated_cores\s*=\s*([\d,-]+)\s*$", host.read(f"etc/tuned/{owner}-variables.conf"), re.MULTILINE
+        r"^\s*isolated_cores\s*=\s*([\d,-]+)\s*$",
+        host.read(f"etc/tuned/{owner}-variables.conf"),
+        re.MULTILINE,
     )
     if listed:
         isolated = frozenset(parse_list(listed[1]))

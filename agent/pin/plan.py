@@ -57,7 +57,11 @@ class Plan:
     @property
     def thread_levers(self) -> tuple[str, ...]:
         """The levers by which it acts on critical threads."""
-        chosen = {"affinity": bool(self.cpus), "nice": self.nice is not None, "slice": self.slice_ns is not None}
+        chosen = {
+            "affinity": bool(self.cpus),
+            "nice": self.nice is not None,
+            "slice": self.slice_ns is not None,
+        }
         return tuple(name for name, used in chosen.items() if used)
 
     @property

@@ -14,8 +14,8 @@ from quietcore.agent.pin.host_levers import BalancerBan, find_balancer
 from quietcore.agent.pin.levers import GoneError, RefusedError
 from quietcore.agent.pin.owners import INTERRUPTS, Owner, find_owners
 from quietcore.agent.pin.situation import CpusetFacts, Offender, Situation, ThreadFacts
-from quietcore.agent.pin.thread_levers import FAIR, autogroup_of, cpusets, default_slice
 from quietcore.agent.pin.things import Autogroup, Balancer, CpusetDir, find_thread, threads_of
+from quietcore.agent.pin.thread_levers import FAIR, autogroup_of, cpusets, default_slice
 from quietcore.probes import cgroups, proc
 from quietcore.probes.errors import MeasureError
 from quietcore.probes.host.finding import parse_list, status_fields, try_read
@@ -252,9 +252,7 @@ def _kernel_remembers() -> bool:
 
 
 def _has_bound_threads(directory: Path, cpus: set[int]) -> bool:
-    facts = [
-        _facts(pid, thread.tid) for pid in cgroups.processes(directory) for thread in threads_of(pid)
-    ]
+    facts = [_facts(pid, thread.tid) for pid in cgroups.processes(directory) for thread in threads_of(pid)]
     return any(found is not None and found.allowed != cpus for found in facts)
 
 

@@ -26,7 +26,7 @@ class Thread(NamedTuple):
 
 
 class Autogroup(NamedTuple):
-    """A session's scheduling group, whose number never comes again before the next boot; ``pid`` was in it."""
+    """A session's scheduling group, whose number comes but once a boot; ``pid`` was in it."""
 
     group: str
     pid: int

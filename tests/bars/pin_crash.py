@@ -52,7 +52,7 @@ IN_FORCE = 0.3
 
 @dataclass(frozen=True)
 class Row:
-    """One kill: ``entries`` were in the journal then; ``wrong`` is what was not as before after the restore."""
+    """One kill: ``entries`` were in the journal then; ``wrong`` is what was otherwise after the restore."""
 
     run: int
     lived_s: float
@@ -145,7 +145,9 @@ def collect(runs: int, seconds: float, seed: int = 1) -> list[Row]:
         stack.callback(nursery.stop)
         before = read_state(crowds, irqs, group)
         for run in range(runs):
-            row = _one(run, nursery, task, chance, seconds, crowds, lambda: read_state(crowds, irqs, group), before)
+            row = _one(
+                run, nursery, task, chance, seconds, crowds, lambda: read_state(crowds, irqs, group), before
+            )
             rows.append(row)
             if row.wrong:
                 progress(f"run {run + 1}: {'; '.join(row.wrong)}")
@@ -213,7 +215,9 @@ def conclude(rows: Sequence[Row]) -> Outcome:
     remarks = [f"run {row.run + 1}: {'; '.join(row.wrong) or 'taken for a conflict'}" for row in wrong]
     if share < IN_FORCE:
         remarks.append(f"only {percent(share)} of the kills found anything in force")
-    return Outcome(not wrong and share >= IN_FORCE, figure, remarks=remarks, raw=[asdict(row) for row in rows])
+    return Outcome(
+        not wrong and share >= IN_FORCE, figure, remarks=remarks, raw=[asdict(row) for row in rows]
+    )
 
 
 BAR = Bar(

@@ -14,8 +14,8 @@ from quietcore.agent.pin.host_levers import Cpuset, IrqAffinity
 from quietcore.agent.pin.journal import Change, Journal
 from quietcore.agent.pin.levers import GoneError, Outcome, RefusedError, put, restore
 from quietcore.agent.pin.plan import Setting
-from quietcore.agent.pin.thread_levers import Affinity, Nice, SessionNice, Slice, autogroup_of, default_slice
 from quietcore.agent.pin.things import Autogroup, CpusetDir, IrqLine, find_thread
+from quietcore.agent.pin.thread_levers import Affinity, Nice, SessionNice, Slice, autogroup_of, default_slice
 from quietcore.probes import proc
 from quietcore.probes.topology import read_interrupts
 
@@ -26,10 +26,11 @@ ALL = set(CPUS)
 TARGET = "crowd"
 
 needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
-needs_cpusets = pytest.mark.skipif(cpuset_root() is None, reason="needs a hierarchy with the cpuset controller")
+needs_cpusets = pytest.mark.skipif(
+    cpuset_root() is None, reason="needs a hierarchy with the cpuset controller"
+)
 needs_slices = pytest.mark.skipif(not default_slice(), reason="needs threads that choose their slice (6.12)")
 needs_sessions = pytest.mark.skipif(not autogroup_of(os.getpid()), reason="needs scheduling by session")
-
 
 
 def cpus_of(tid: int) -> set[int]:
@@ -209,9 +210,7 @@ def test_a_thread_that_ended_is_gone(victim: Crowd, journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("field", ["started", "thread_started"])
-def test_a_number_that_is_anothers_by_now_is_not_touched(
-    victim: Crowd, journal: Journal, field: str
-) -> None:
+def test_a_number_that_is_anothers_by_now_is_not_touched(victim: Crowd, journal: Journal, field: str) -> None:
     thread = victim.thread(0)
     before = thread_state(victim.pid, thread.tid)
     former = thread._replace(**{field: getattr(thread, field) - 1})

@@ -41,7 +41,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, frozenset[int]]]:
     def propose(found: Any) -> Proposal:
         first = found.target == ONE.name
         made = settings(a=11, b=21) if first else settings(b=22, c=32)
-        return Proposal((Plan("affinity", "a quiet CPU", tuple(made), frozenset({0 if first else 1})),), (), ())
+        return Proposal(
+            (Plan("affinity", "a quiet CPU", tuple(made), frozenset({0 if first else 1})),), (), ()
+        )
 
     monkeypatch.setattr(controller, "survey", look)
     monkeypatch.setattr(controller, "propose", propose)

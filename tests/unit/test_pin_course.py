@@ -100,7 +100,9 @@ class Drive:
         return [event.text for event in self.events if event.kind == kind]
 
 
-def drive(*plans: Plan, mode: Mode = Mode.AUTO, owners: Sequence[Owner] = (), blocked: Sequence[Plan] = ()) -> Drive:
+def drive(
+    *plans: Plan, mode: Mode = Mode.AUTO, owners: Sequence[Owner] = (), blocked: Sequence[Plan] = ()
+) -> Drive:
     hands = Noting(Proposal(plans, tuple(blocked), tuple(owners)))
     return Drive(hands, Course(TARGET.name, mode, hands, lambda: True))
 

@@ -196,7 +196,7 @@ def test_nothing_is_changed_without_it(path: Path, monkeypatch: pytest.MonkeyPat
         journal.record([pin(ONE)], "a")
         before = path.read_bytes()
         monkeypatch.setattr(module, "_write_all", full)
-        with pytest.raises(MeasureError, match="cannot be written: No space left.*; nothing is changed"):
+        with pytest.raises(MeasureError, match=r"cannot be written: No space left.*; nothing is changed"):
             journal.record([pin(TWO)], "a")
         assert list(journal.entries) == [("affinity", ONE)]
         assert path.read_bytes() == before

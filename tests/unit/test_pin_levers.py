@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.boards import A, B, C, Board, settings
+from tests.unit.boards import A, B, Board, C, settings
 
 from quietcore.agent.pin import actuate, host_levers
 from quietcore.agent.pin.host_levers import BalancerBan, Cpuset
@@ -19,8 +19,8 @@ from quietcore.agent.pin.levers import GoneError, Outcome, RefusedError, kernel_
 from quietcore.agent.pin.plan import Setting
 from quietcore.agent.pin.registry import LEVERS
 from quietcore.agent.pin.restore import put_back, restore_journal
-from quietcore.agent.pin.thread_levers import Affinity
 from quietcore.agent.pin.things import Balancer, CpusetDir, IrqLine, Thread, Value, thing_of
+from quietcore.agent.pin.thread_levers import Affinity
 from quietcore.probes import proc
 
 

@@ -129,7 +129,9 @@ def test_a_drop_in_may_take_it_back(tmp_path: Path) -> None:
     assert found(tmp_path, process(cgroup=UNIT), unit) == []
 
 
-@pytest.mark.parametrize("profile", ["cpu-partitioning", "realtime-virtual-host", "powersave cpu-partitioning"])
+@pytest.mark.parametrize(
+    "profile", ["cpu-partitioning", "realtime-virtual-host", "powersave cpu-partitioning"]
+)
 def test_tuned(tmp_path: Path, profile: str) -> None:
     name = "realtime" if "realtime" in profile else "cpu-partitioning"
     tree = {

@@ -109,9 +109,7 @@ def test_a_single_allowed_cpu_leaves_no_place() -> None:
 
 def test_siblings_of_busy_cpus_are_avoided(sockets: Topology) -> None:
     # 17 is the sibling of 1, where the offender spins; 2 is the next whole core
-    s = situation(
-        sockets, facts(cpu=1, allowed={1, 17, 2}), others={1: 0.9}, culprit_cpus=frozenset({1})
-    )
+    s = situation(sockets, facts(cpu=1, allowed={1, 17, 2}), others={1: 0.9}, culprit_cpus=frozenset({1}))
     assert plan_of(s, "affinity").cpus == {2}
     # nothing else is allowed: better than the offender's own CPU
     s = situation(sockets, facts(cpu=1, allowed={1, 17}), others={1: 0.9}, culprit_cpus=frozenset({1}))
@@ -209,7 +207,12 @@ def test_an_irq_goes_to_a_near_and_idle_cpu(sockets: Topology) -> None:
 def test_irqbalance_is_told_before_an_interrupt_is_moved() -> None:
     balancer = Balancer(77, 5)
     s = situation(
-        None, facts(cpu=1, allowed={1}), irqs={8: irq(8, {1})}, irq_rates={8: 500.0}, balancer=balancer, banned="3"
+        None,
+        facts(cpu=1, allowed={1}),
+        irqs={8: irq(8, {1})},
+        irq_rates={8: 500.0},
+        balancer=balancer,
+        banned="3",
     )
     plan = plan_of(s, "irq")
     assert plan.settings[0] == Setting("irqbalance", balancer, "3 8")

@@ -68,7 +68,7 @@ def test_without_topology_every_cpu_is_a_core_of_one_machine(tmp_path: Path) -> 
 
 
 def test_no_sysfs_is_told(tmp_path: Path) -> None:
-    with pytest.raises(MeasureError, match="cannot be listed.*; mount sysfs"):
+    with pytest.raises(MeasureError, match=r"cannot be listed.*; mount sysfs"):
         read_topology(Roots(tmp_path, tmp_path))
 
 
