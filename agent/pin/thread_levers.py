@@ -26,7 +26,7 @@ _POSSIBLE = Path("/sys/devices/system/cpu/possible")
 _EFFECTIVE = ("cpuset.cpus.effective", "cpuset.effective_cpus")  # v2, v1
 _SETATTR = {"x86_64": 314, "aarch64": 274}
 _GETATTR = {"x86_64": 315, "aarch64": 275}
-# struct sched_attr (linux/sched/types.h): size, policy, flags, nice, priority, runtime, deadline, period, clamps
+# struct sched_attr (linux/sched/types.h): size, policy, flags, nice, priority, runtime, deadline, period, ...
 _ATTR = struct.Struct("<IIQiIQQQII")
 _RESET_ON_FORK = 1
 

@@ -29,7 +29,7 @@ from quietcore.agent.targets import by_pid
 pytestmark = pytest.mark.root
 
 CPUS = sorted(os.sched_getaffinity(0))
-ALL = set(CPUS)
+ALL = frozenset(CPUS)
 TARGET = "crowd"
 SPIN = "while True: pass"
 

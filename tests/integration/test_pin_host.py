@@ -215,6 +215,6 @@ def test_a_number_that_is_anothers_by_now_is_not_touched(victim: Crowd, journal:
     before = thread_state(victim.pid, thread.tid)
     former = thread._replace(**{field: getattr(thread, field) - 1})
     assert outcomes(apply(journal, [Setting("nice", former, -5)], TARGET)) == [Outcome.GONE]
-    journal.record([Change("nice", former, 7, 0)], TARGET)
+    journal.record([Change("nice", former, 7, -9)], TARGET)
     assert outcomes(undo(journal)) == [Outcome.GONE]
     assert thread_state(victim.pid, thread.tid) == before

@@ -356,5 +356,5 @@ def test_means_weigh_by_length() -> None:
     def reading(stolen: float, rate: float | None, seconds: float) -> Reading:
         return Reading(TARGET, frozenset({1}), stolen, rate, (), seconds, 0.0)
 
-    assert mean([reading(0.0, 10.0, 1.0), reading(0.3, 40.0, 2.0)]) == Measured(pytest.approx(0.2), 30.0)
+    assert mean([reading(0.0, 10.0, 1.0), reading(0.45, 40.0, 2.0)]) == Measured(0.3, 30.0)
     assert mean([reading(0.1, None, 1.0)]).rate is None

@@ -9,7 +9,6 @@ import pytest
 from tests.unit.machines import Tree, plant
 
 from quietcore.agent.pin.owners import EVERYTHING, INTERRUPTS, PLACING, WEIGHING, Owner, find_owners
-from quietcore.probes.host.finding import parse_list
 
 PID, PARENT = 40, 30
 POD = "/kubepods.slice/kubepods-pod0a1b.slice/cri-containerd-abc.scope"
@@ -67,7 +66,7 @@ def test_a_host_that_tells_nothing(tmp_path: Path) -> None:
 
 def test_kubelets_static_policy(tmp_path: Path) -> None:
     owner = only(found(tmp_path, process(cgroup=POD), state("static", ENTRIES)))
-    assert (owner.name, owner.levers, owner.cpus) == ("kubelet", PLACING, {4, 5, 6, 7, 8, 9})
+    assert (owner.name, owner.levers, owner.cpus) == ("kubelet", PLACING, frozenset(range(4, 10)))
     assert "static CPU manager places process 40" in owner.text
 
 
@@ -94,7 +93,7 @@ def test_a_pods_cpuset_is_kubelets_under_any_policy(tmp_path: Path) -> None:
 
 def test_exclusive_cpus_of_pods_are_not_for_host_processes(tmp_path: Path) -> None:
     owner = only(found(tmp_path, process(), state("static", ENTRIES)))
-    assert (owner.levers, owner.cpus) == (frozenset(), parse_list("4-9"))
+    assert (owner.levers, owner.cpus) == (frozenset[str](), frozenset(range(4, 10)))
 
 
 @pytest.mark.parametrize("setting", ["AllowedCPUs", "CPUAffinity"])
@@ -139,7 +138,7 @@ def test_tuned(tmp_path: Path, profile: str) -> None:
         f"etc/tuned/{name}-variables.conf": "# isolated_cores=9\nisolated_cores=2-5\n",
     }
     owner = only(found(tmp_path, process(), tree))
-    assert (owner.name, owner.levers, owner.cpus) == ("tuned", EVERYTHING, {2, 3, 4, 5})
+    assert (owner.name, owner.levers, owner.cpus) == ("tuned", EVERYTHING, frozenset({2, 3, 4, 5}))
 
 
 def test_tuned_by_inclusion(tmp_path: Path) -> None:

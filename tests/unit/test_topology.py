@@ -86,9 +86,13 @@ def test_interrupts(tmp_path: Path) -> None:
     found = read_interrupts(roots)
     assert set(found) == {36, 37, 38}  # a per-CPU interrupt has no affinity
     managed, movable, idle = found[36], found[37], found[38]
-    assert (managed.name, managed.managed, managed.effective) == ("nvme0q1", True, {2})
+    assert (managed.name, managed.managed, managed.effective) == ("nvme0q1", True, frozenset({2}))
     assert managed.counts == {0: 10, 2: 0, 3: 5}
-    assert (movable.managed, movable.affinity, movable.effective) == (False, {0, 3}, {0, 3})
+    assert (movable.managed, movable.affinity, movable.effective) == (
+        False,
+        frozenset({0, 3}),
+        frozenset({0, 3}),
+    )
     assert idle.name == ""
     assert irq_name(37, roots) == "eth0-rx-0"
     assert irq_name(99, roots) == ""
