@@ -38,7 +38,7 @@ CALM_S = 600.0
 """After so long without a failure, pauses begin anew."""
 _REMEMBERED = 32
 _SLACK_S = 0.05
-_PATIENCE_S = 0.03
+_PATIENCE_S = 0.02
 
 
 class Hands(Protocol):
@@ -102,7 +102,7 @@ class Course:
         return self._plan.cpus if self._plan else frozenset()
 
     def observe(self, reading: Reading) -> list[Event]:
-        """Once a second; may wait for 30 ms."""
+        """Once a second; may wait for 20 ms."""
         self._now = reading.now
         self._note(reading)
         events = self._collect(0.0)

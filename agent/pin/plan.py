@@ -248,7 +248,7 @@ def _weigh(s: Situation, base: Plan | None) -> Iterator[Plan]:
     if threads and (s.nice_counts or s.session) and any(facts.nice > NICE for facts in threads):
         settings = [Setting("nice", facts.thread, NICE) for facts in threads if facts.nice > NICE]
         why = f"nice {NICE} for {len(settings)} critical threads"
-        if s.session and not s.nice_counts:
+        if s.session:
             settings.append(Setting("session-nice", s.session, NICE))
             why += ", and for their session, which is weighed as one"
         heavy = Plan("nice", why, tuple(settings), nice=NICE)

@@ -56,8 +56,8 @@ class Situation:
         culprit_cpus: where those that disturb it ran.
         interrupted: interrupts are among them.
         avoid: CPUs that are never chosen: for housekeeping, other targets', others' exclusive ones.
-        nice_counts: nice of the threads counts against the culprits: the same cgroup, the same session.
-        session: of the target alone, where sessions are weighed against each other.
+        nice_counts: nice of the threads counts against culprits: the same cgroup, the same session.
+        session: of the target alone, where culprits are in others and the kernel weighs sessions.
         slices: threads may choose their slice.
         balancer: a running irqbalance, with the interrupts that it leaves alone already.
         offenders: empty unless the user allows them to be moved.

@@ -83,7 +83,7 @@ def survey(
     owners = find_owners(pids)
     balancer, banned = _balancer(owners)
     strangers = [pid for culprit in major for pid in _processes_of(culprit)]
-    session = _session(pids)
+    nice_counts, session = weights(pids, strangers)
     return Situation(
         target=name,
         threads=tuple(facts for facts in found if facts),
@@ -97,8 +97,8 @@ def survey(
         culprit_cpus=frozenset(cpu for culprit in major for cpu in _cpus_of(culprit, last.irqs)),
         interrupted=any(culprit.kind in _INTERRUPTS for culprit in major),
         avoid=avoid.union(*(owner.cpus for owner in owners)),
-        nice_counts=_nice_counts(pids, strangers),
-        session=session if _same_cgroup(pids, strangers) else None,
+        nice_counts=nice_counts,
+        session=session,
         slices=default_slice() > 0,
         cpuset=_cpuset(pids),
         balancer=balancer,
@@ -178,20 +178,19 @@ def _processes_of(culprit: Culprit) -> set[int]:
     return {pid for pid in found if pid is not None}
 
 
-def _same_cgroup(pids: Iterable[int], strangers: Iterable[int]) -> bool:
-    """Whether the cpu controller weighs target and culprits within one cgroup."""
+def weights(pids: list[int], strangers: Iterable[int]) -> tuple[bool, Autogroup | None]:
+    """Whether the nice of threads counts against the culprits, and the session whose nice does beside it."""
+    theirs = [pid for pid in strangers if not is_kernel_thread(pid)]
+    if not theirs:
+        return True, None
     ours = {cgroups.cpu_cgroup(pid) for pid in pids}
-    theirs = {cgroups.cpu_cgroup(pid) for pid in strangers if not is_kernel_thread(pid)}
-    return not theirs or bool(ours & theirs)
-
-
-def _nice_counts(pids: list[int], strangers: list[int]) -> bool:
-    """Whether the nice of threads counts against the culprits at all."""
-    if not _same_cgroup(pids, strangers):
-        return False
-    ours = {autogroup_of(pid) for pid in pids} if _has_autogroups(pids) else {""}
-    theirs = {autogroup_of(pid) for pid in strangers if not is_kernel_thread(pid)}
-    return ours == {""} or not theirs or bool(ours & theirs)
+    # the kernel weighs threads within their cgroup only
+    near = [pid for pid in theirs if cgroups.cpu_cgroup(pid) in ours]
+    if not _has_autogroups(pids):
+        return bool(near), None
+    sessions = {autogroup_of(pid) for pid in pids}
+    outside = [pid for pid in near if autogroup_of(pid) not in sessions]
+    return len(outside) < len(near), _session(pids) if outside else None
 
 
 def _has_autogroups(pids: Iterable[int]) -> bool:
@@ -208,7 +207,7 @@ def _in_root(pid: int) -> bool:
 def _session(pids: list[int]) -> Autogroup | None:
     """The session of the target, if nobody else but who started it is in it."""
     groups = {autogroup_of(pid) for pid in pids}
-    if len(groups) != 1 or groups == {""} or not _has_autogroups(pids):
+    if len(groups) != 1 or groups == {""}:
         return None
     group = groups.pop()
     allowed = set(pids)

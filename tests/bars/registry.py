@@ -10,6 +10,7 @@ from tests.bars import (
     launches,
     live_order,
     pin_crash,
+    pin_rollback,
     run_delay,
     scheduling_cost,
     split,
@@ -33,4 +34,5 @@ BARS: tuple[Bar, ...] = (
     live_order.BAR,
     driftsched_live.BAR,
     pin_crash.BAR,
+    pin_rollback.BAR,
 )
