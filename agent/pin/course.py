@@ -18,7 +18,7 @@ from quietcore.agent.pin.events import Event, Mode, Reading
 from quietcore.agent.pin.levers import Outcome
 from quietcore.agent.pin.plan import Plan, Proposal, summary
 from quietcore.agent.pin.restore import conflicts, describe
-from quietcore.agent.pin.trial import Judgement, Measured, Result, is_back, judge, mean
+from quietcore.agent.pin.trial import Judgement, Measured, Result, is_back, judge, left, mean
 from quietcore.agent.verdict import THRESHOLD
 from quietcore.probes.errors import MeasureError
 
@@ -354,4 +354,4 @@ def _seconds(readings: Sequence[Reading] | deque[Reading]) -> float:
 def _left(found: tuple[Plan, Result]) -> float:
     """The part of the stolen time that a plan left."""
     _, result = found
-    return result.after.stolen / result.before.stolen if result.after and result.before.stolen else 1.0
+    return left(result.before, result.after) / result.before.stolen if result.after else 1.0

@@ -26,9 +26,10 @@ class Reading:
 
     Attributes:
         critical: ids of the threads that pace it.
-        stolen: share of their wall time that was stolen, 0..1.
+        stolen: share of their wall time that others took, 0..1.
         rate: launches or steps a second, ``None`` where neither is seen.
         seconds: length of the window, which ends at ``now`` (seconds, CLOCK_MONOTONIC).
+        contention: share that the target's own threads took from each other: a plan may crowd them.
     """
 
     target: Target
@@ -38,6 +39,7 @@ class Reading:
     culprits: tuple[Culprit, ...]
     seconds: float
     now: float
+    contention: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from quietcore.agent.pin.events import Reading
 from quietcore.agent.verdict import THRESHOLD
@@ -33,14 +33,19 @@ class Judgement(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Stolen share (0..1) and rate (launches or steps a second, ``None`` if unknown), mean of readings."""
+    """Mean of readings: shares of the critical threads' time, and launches or steps a second.
+
+    ``stolen`` by others and ``contention`` with the target's own threads are 0..1; ``rate`` is ``None`` if unknown.
+    """
 
     stolen: float
     rate: float | None
+    contention: float = 0.0
 
     def __str__(self) -> str:
+        own = f", {self.contention:.1%} by its own threads" if self.contention >= THRESHOLD else ""
         rate = f", {self.rate:,.0f}/s" if self.rate is not None else ""
-        return f"{self.stolen:.1%} stolen{rate}"
+        return f"{self.stolen:.1%} stolen{own}{rate}"
 
 
 def mean(readings: Sequence[Reading]) -> Measured:
@@ -51,16 +56,23 @@ def mean(readings: Sequence[Reading]) -> Measured:
     return Measured(
         sum(reading.stolen * reading.seconds for reading in readings) / seconds,
         sum(rate * length for rate, length in rates) / timed if timed else None,
+        sum(reading.contention * reading.seconds for reading in readings) / seconds,
     )
+
+
+def left(before: Measured, after: Measured) -> float:
+    """What a plan left of what was stolen. Contention that it adds, or removes, counts as if it were stolen."""
+    return max(after.stolen + after.contention - before.contention, 0.0)
 
 
 def judge(before: Measured, after: Measured) -> Judgement:
     """What changed between two measurements."""
-    if is_slower(before, after) or after.stolen > WORSE * before.stolen + WORSE_MARGIN:
+    rest = left(before, after)
+    if is_slower(before, after) or rest > WORSE * before.stolen + WORSE_MARGIN:
         return Judgement.HURTS
-    if after.stolen > HELPS * before.stolen:
+    if rest > HELPS * before.stolen:
         return Judgement.NO_HELP
-    is_clear = after.stolen <= max(THRESHOLD, CLEARED * before.stolen)
+    is_clear = rest <= max(THRESHOLD, CLEARED * before.stolen)
     return Judgement.CLEARED if is_clear else Judgement.HELPS
 
 
@@ -71,8 +83,8 @@ def is_slower(before: Measured, after: Measured) -> bool:
 
 def is_back(before: Measured, kept: Measured, now: Measured) -> bool:
     """Whether a kept plan has ceased to help: the time that it had won is being stolen again."""
-    won = before.stolen - kept.stolen
-    return now.stolen >= max(2 * THRESHOLD, kept.stolen + BACK_AGAIN * won)
+    rest = left(before, kept)
+    return left(before, now) >= max(2 * THRESHOLD, rest + BACK_AGAIN * (before.stolen - rest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,6 @@ class Result:
         return {
             "plan": self.name,
             "judgement": self.judgement.name.lower(),
-            "before": {"stolen": self.before.stolen, "rate": self.before.rate},
-            "after": {"stolen": self.after.stolen, "rate": self.after.rate} if self.after else None,
+            "before": asdict(self.before),
+            "after": asdict(self.after) if self.after else None,
         }

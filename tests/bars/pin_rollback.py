@@ -1,15 +1,14 @@
 """A plan that hurts: how long until everything is as it was?
 
-Two harms. *Crowded*: two launch threads, a neighbour on one of two CPUs; the gentlest plan puts both onto the
-quiet one, where they take turns. *Followed*: neighbours on every CPU, a plan that helps has been kept, and then the
-neighbour is pinned onto the CPU of the launch thread, with more weight than that has.
+Two harms. *Crowded*: two launch threads, a neighbour on one of two CPUs; the gentlest plan puts both onto
+the quiet one, where they take turns. *Followed*: neighbours on every CPU, a plan that helps has been kept,
+and then they are pinned onto the CPU of the launch thread, with more weight than that has.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,8 +50,9 @@ def readings(session: Session, target: Target, seconds: float) -> Iterator[Readi
         # the probes are attached part of the time: who launches is known from all of it
         found = account(step.window, target, launching=launching_threads(session.whole, target))
         length = (found.end - found.start) / 1e9
-        stolen = found.share(found.stolen) or 0.0
-        yield Reading(target, found.critical, stolen, None, found.culprits, length, time.monotonic())
+        stolen, own = (found.share(ns) or 0.0 for ns in (found.interference, found.self_contention))
+        now = time.monotonic()
+        yield Reading(target, found.critical, stolen, None, found.culprits, length, now, own)
 
 
 def states(pid: int) -> dict[int, ThreadState | None]:
@@ -102,7 +102,6 @@ def followed(seconds: float) -> tuple[str, float]:
             for one in neighbours:
                 os.sched_setaffinity(one.pid, here)
                 os.setpriority(os.PRIO_PROCESS, one.pid, HEAVY)
-                os.kill(one.pid, signal.SIGCONT)
             return str(kept.detail["result"]["plan"])
 
         return act(victim, seconds, follow, before)

@@ -17,7 +17,7 @@ from quietcore.agent.pin.levers import Outcome
 from quietcore.agent.pin.owners import PLACING, Owner
 from quietcore.agent.pin.plan import Plan, Proposal, Setting
 from quietcore.agent.pin.things import Thread
-from quietcore.agent.pin.trial import Judgement, Measured, is_back, judge, mean
+from quietcore.agent.pin.trial import Judgement, Measured, is_back, judge, left, mean
 from quietcore.probes.errors import MeasureError
 
 TARGET = make_target(1)
@@ -343,6 +343,17 @@ def test_judging() -> None:
     assert judge(before, Measured(0.0, 80.0)) is Judgement.HURTS
     # a murmur above the threshold that becomes one below it is not cleared by anything
     assert judge(Measured(0.021, None), Measured(0.019, None)) is Judgement.NO_HELP
+
+
+def test_a_plan_that_crowds_its_own_threads_has_won_nothing() -> None:
+    before = Measured(0.3, None)
+    assert judge(before, Measured(0.0, None, contention=0.5)) is Judgement.HURTS
+    assert judge(before, Measured(0.0, None, contention=0.28)) is Judgement.NO_HELP
+    # what was there before is not its fault
+    crowded = Measured(0.3, None, contention=0.4)
+    assert judge(crowded, Measured(0.0, None, contention=0.4)) is Judgement.CLEARED
+    assert left(crowded, Measured(0.1, None, contention=0.2)) == 0.0
+    assert str(crowded) == "30.0% stolen, 40.0% by its own threads"
 
 
 def test_when_a_kept_plan_has_ceased_to_help() -> None:
