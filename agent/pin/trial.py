@@ -35,7 +35,8 @@ class Judgement(enum.Enum):
 class Measured:
     """Mean of readings: shares of the critical threads' time, and launches or steps a second.
 
-    ``stolen`` by others and ``contention`` with the target's own threads are 0..1; ``rate`` is ``None`` if unknown.
+    ``stolen`` by others and ``contention`` with the target's own threads are 0..1, ``rate`` is ``None`` where
+    unknown.
     """
 
     stolen: float
@@ -61,7 +62,7 @@ def mean(readings: Sequence[Reading]) -> Measured:
 
 
 def left(before: Measured, after: Measured) -> float:
-    """What a plan left of what was stolen. Contention that it adds, or removes, counts as if it were stolen."""
+    """What a plan left of what was stolen; contention that it adds, or removes, counts as well."""
     return max(after.stolen + after.contention - before.contention, 0.0)
 
 
