@@ -340,7 +340,7 @@ def test_judging() -> None:
     assert judge(before, Measured(0.2, None)) is Judgement.HELPS
     assert judge(before, Measured(0.45, 100.0)) is Judgement.NO_HELP
     assert judge(before, Measured(0.6, 100.0)) is Judgement.HURTS
-    assert judge(before, Measured(0.0, 80.0)) is Judgement.HURTS
+    assert judge(before, Measured(0.0, 79.0)) is Judgement.HURTS
     # a murmur above the threshold that becomes one below it is not cleared by anything
     assert judge(Measured(0.021, None), Measured(0.019, None)) is Judgement.NO_HELP
 
