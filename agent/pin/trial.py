@@ -14,7 +14,7 @@ CLEARED = 0.1
 HELPS = 0.8
 """A plan helps if it leaves no more than this part."""
 SLOWER = 0.8
-"""A plan that leaves less than this part of the rate hurts, whatever it does to waiting; less is the load's."""
+"""A plan that leaves less than this part of the rate hurts, whatever it does to waiting."""
 WORSE = 1.1
 WORSE_MARGIN = 0.02
 BACK_AGAIN = 0.7
