@@ -1,5 +1,7 @@
 """The cgroups of the cpu controller: where they are, how tight they are, what they are called.
 
+:class:`CpuCgroups` finds those of another controller as well.
+
 Quota and weight of a thread are those of its cgroup in the cpu controller's hierarchy: a v1
 mount with the option ``cpu`` where there is one (hybrid hosts included), else cgroup v2. A v2
 cgroup for which the controller is not enabled belongs to the nearest one above for which it
@@ -57,10 +59,10 @@ class _Mount(NamedTuple):
 
 @dataclass(slots=True)
 class CpuCgroups:
-    """The cpu controller's hierarchy, as far as it is mounted here; made by :meth:`find`.
+    """A controller's hierarchy, as far as it is mounted here; made by :meth:`find`.
 
     Attributes:
-        version: of the cgroup interface that the cpu controller uses.
+        version: of the cgroup interface that the controller uses.
         mount: the directory of its topmost visible cgroup.
         root: the name of that cgroup, ``/`` unless only a part is mounted.
     """
@@ -70,19 +72,21 @@ class CpuCgroups:
     root: str
     proc: Path = PROC
     clock: Callable[[], int] = time.monotonic_ns
+    controller: str = "cpu"
     _paths: dict[int, str] = field(default_factory=dict)
     _walked: int | None = None
 
     @classmethod
-    def find(cls, proc: Path = PROC) -> CpuCgroups:
+    def find(cls, proc: Path = PROC, controller: str = "cpu") -> CpuCgroups:
         """From the mounts that this process sees. Raises MeasureError if there is none."""
         mounts = _mounts(proc)
-        chosen = [m for m in mounts if "cpu" in m.controllers] or [m for m in mounts if m.version == 2]
+        chosen = [m for m in mounts if controller in m.controllers] or [m for m in mounts if m.version == 2]
         if not chosen:
-            raise MeasureError("no cgroup hierarchy with the cpu controller is mounted", _HOST_MOUNT)
+            cause = f"no cgroup hierarchy with the {controller} controller is mounted"
+            raise MeasureError(cause, _HOST_MOUNT)
         # of several views the highest: each ".." is a step up, each name a step down
         best = min(chosen, key=lambda m: sum(-1 if part == ".." else 1 for part in _parts(m.root)))
-        return cls(best.version, best.point, best.root, proc)
+        return cls(best.version, best.point, best.root, proc, controller=controller)
 
     def path(self, pid: int) -> str:
         """The name of a process's cgroup, as /proc/PID/cgroup has it. Raises TargetGoneError."""
@@ -92,9 +96,9 @@ class CpuCgroups:
             raise TargetGoneError(f"the cgroup of process {pid} cannot be read: {e.strerror}") from e
         for line in lines:
             number, controllers, path = line.split(":", 2)
-            if "cpu" in controllers.split(",") if self.version == 1 else number == "0":
+            if self.controller in controllers.split(",") if self.version == 1 else number == "0":
                 return path.removesuffix(" (deleted)")
-        raise MeasureError(f"process {pid} has no cgroup in the cpu controller's hierarchy")
+        raise MeasureError(f"process {pid} has no cgroup in the {self.controller} controller's hierarchy")
 
     def directory(self, pid: int) -> Path:
         """Where a process's cgroup is. Raises TargetGoneError, or MeasureError if it is not mounted here."""

@@ -17,7 +17,11 @@ _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class TaskStat:
-    """The fields of /proc/PID/stat that we use: ``started`` in clock ticks since boot, ``flags`` PF_*."""
+    """The fields of /proc/PID/stat that we use.
+
+    ``started`` is in clock ticks since boot, ``flags`` are PF_*, ``policy`` is SCHED_*; ``cpu`` is where it
+    ran last.
+    """
 
     pid: int
     comm: str
@@ -25,6 +29,8 @@ class TaskStat:
     parent: int
     started: int
     flags: int
+    cpu: int = 0
+    policy: int = 0
 
 
 def read_stat(pid: int, tid: int | None = None) -> TaskStat | None:
@@ -39,7 +45,8 @@ def read_stat(pid: int, tid: int | None = None) -> TaskStat | None:
     head, _, tail = line.rpartition(")")
     number, _, comm = head.partition("(")
     fields = tail.split()
-    return TaskStat(int(number), comm, fields[0], int(fields[1]), int(fields[19]), int(fields[6]))
+    parent, flags, started, cpu, policy = (int(fields[index]) for index in (1, 6, 19, 36, 38))
+    return TaskStat(int(number), comm, fields[0], parent, started, flags, cpu, policy)
 
 
 def thread_ids(pid: int) -> list[int]:

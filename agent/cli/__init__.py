@@ -16,6 +16,7 @@ from quietcore.agent.cli.verbs import Verbs
 VERBS = {
     "diagnose": "Measure a running server and say whether, and by whom, it is disturbed.",
     "doctor": "Load, attach and fire every BPF program, and check the host.",
+    "pin": "Plan, apply, show and undo quiet CPUs for launch threads.",
     "demo": "Show a clean and a disturbed launcher, measured for real; no GPU needed.",
     "bench": "Benchmark estimators and queue policies on recorded requests.",
 }

@@ -10,6 +10,8 @@ from tests.bars import (
     irq,
     launches,
     live_order,
+    pin_crash,
+    pin_rollback,
     run_delay,
     scheduling_cost,
     split,
@@ -33,4 +35,6 @@ BARS: tuple[Bar, ...] = (
     feedback_page.BAR,
     live_order.BAR,
     driftsched_live.BAR,
+    pin_crash.BAR,
+    pin_rollback.BAR,
 )
