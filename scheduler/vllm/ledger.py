@@ -234,7 +234,8 @@ class Ledger:
             return None
         produced = request.num_output_tokens
         end = _ENDS.get(request.status.name)
-        if end is End.ABORTED and _generates(request) and request.sampling_params.stop:
+        # one that has not run has found no string
+        if end is End.ABORTED and produced and _generates(request) and request.sampling_params.stop:
             end = End.STOPPED
         if _generates(request) and not record.facts.fixed:
             # of one that broke off by an error nothing is learned

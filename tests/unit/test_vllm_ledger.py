@@ -194,11 +194,17 @@ def test_each_end_is_learnt_for_what_it_is(
     assert ledger.close(request) is None
 
 
-def test_what_never_ran_teaches_nothing_and_cost_nothing(ledger: Ledger, estimator: Estimator) -> None:
-    request = make_request(status=SimpleNamespace(name="FINISHED_ABORTED"))
+@pytest.mark.parametrize("stop", [None, ["\n"]])
+def test_what_never_ran_teaches_nothing_and_cost_nothing(
+    ledger: Ledger, estimator: Estimator, stop: list[str] | None
+) -> None:
+    status = SimpleNamespace(name="FINISHED_ABORTED")
+    request = make_request(status=status, sampling_params=SimpleNamespace(stop=stop))
     ledger.open(request, 0)
     closed = ledger.close(request)
     assert closed is not None
+    # not a stop string: the page would count a deadline met, and a length of none
+    assert closed.end is End.ABORTED
     assert closed.cost == 0.0
     assert estimator.seen == [("a", 0, End.ABORTED)]
 
