@@ -60,7 +60,8 @@ class Control:
         self.telemetry = Telemetry(settings.page_dir, slots, warn)
 
     def make_queue(self, failed: Callable[[Exception], None]) -> DriftQueue:
-        queue = DriftQueue(JobQueue(self.policy, self._now()), self.ledger, failed)
+        main = self.queues[0] if self.queues else None
+        queue = DriftQueue(JobQueue(self.policy, self._now()), self.ledger, failed, main)
         self.queues.append(queue)
         return queue
 

@@ -18,18 +18,29 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
     rank, as is every addition. Where a method of ours raises, ``failed`` is told and vLLM's queue goes on
     with the same requests, so the caller sees no error.
 
+    ``main``: the queue that this one is beside, for what vLLM could not start at once. Before 0.32 vLLM
+    empties this one first, whoever waits in the other, so here is only what holds memory; others keep their
+    place in line, as in later versions.
+
     Attributes:
         shown: the request that vLLM was last shown as the first in this step; in some it never looks.
         taken: how many it has taken since then, less those it has put back.
     """
 
-    def __init__(self, jobs: JobQueue[Any], ledger: Ledger, failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        jobs: JobQueue[Any],
+        ledger: Ledger,
+        failed: Callable[[Exception], None],
+        main: DriftQueue | None = None,
+    ) -> None:
         self.jobs: JobQueue[Any] | None = jobs
         self.stamp = 0
         self.shown: Any = None
         self.taken = 0
         self._ledger = ledger
         self._failed = failed
+        self._main = main
         # Ours keeps priorities strict where vLLM was told to go by them, and only there.
         policy = SchedulingPolicy.PRIORITY if jobs.policy.strict else SchedulingPolicy.FCFS
         self._plain: Any = create_request_queue(policy)
@@ -38,6 +49,9 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
     # --- vLLM's interface ---
 
     def add_request(self, request: Any) -> None:
+        if self._main is not None and self.jobs is not None and not _holds_memory(request):
+            self._main.add_request(request)
+            return
         if self.jobs is not None:
             try:
                 self._add(self.jobs, request)
@@ -74,6 +88,9 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
     def prepend_request(self, request: Any) -> None:
         if self._held is not None:
             self._held.append(request)
+            return
+        if self._main is not None and self.jobs is not None and not _holds_memory(request):
+            self._main.prepend_request(request)
             return
         if self.jobs is not None:
             try:
@@ -160,3 +177,8 @@ class DriftQueue(RequestQueue):  # type: ignore[misc]
             record.preemptions = request.num_preemptions
             self._ledger.preemptions += 1
             jobs.put_back(record.entry, self._ledger.job(request, record))
+
+
+def _holds_memory(request: Any) -> bool:
+    """Whether a request that is not running has blocks of the cache, or some are filled for it."""
+    return bool(request.num_computed_tokens > 0 or request.status.name == "WAITING_FOR_REMOTE_KVS")

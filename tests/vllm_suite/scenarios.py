@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.vllm_suite import feedback, stalls, survival
+from tests.vllm_suite import blocked, feedback, stalls, survival
 from tests.vllm_suite.engine import Engine
 from tests.vllm_suite.kit import LOG, SMALL, Oracle, by_first, finished, hint, make
 
@@ -323,6 +323,8 @@ def main() -> None:
         "preempting": stalls.preempting,
         "stress": stress,
         "overdue": overdue_go_first,
+        "grammars": blocked.grammars_are_no_way_to_the_front,
+        "overdue beside grammars": blocked.grammars_overtake_nobody_overdue,
         "page": page,
         "broken estimate": lambda: survival.broken("estimate"),
         "broken observe": lambda: survival.broken("observe"),
