@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -22,7 +23,7 @@ def unit_rate(kind: Arrivals, stream: Stream, skip: int, seed: int) -> list[floa
     Seed 0 gives the recorded times, others draw new ones of the same kind (of ``burst``: see `order`).
 
     Raises:
-        InputError: the stream has no such times.
+        InputError: the stream has no such times, or they go back.
     """
     count = len(stream.requests) - skip
     if kind == "burst":
@@ -35,6 +36,8 @@ def unit_rate(kind: Arrivals, stream: Stream, skip: int, seed: int) -> list[floa
         raise InputError(f"{stream.name} has no {kind} arrivals (it has {known})")
     else:
         times = list(recorded[skip:])
+        if any(later < time for time, later in itertools.pairwise(times)):
+            raise InputError(f"{stream.name} has {kind} arrivals that are not in order")
     span = times[-1] - times[0]
     if span <= 0:
         return [0.0] * count

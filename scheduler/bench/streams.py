@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from quietcore.scheduler.bench import BenchError, InputError
 from quietcore.scheduler.estimate import RequestFacts
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
+_ARRIVALS = {"poisson": "arrival_poisson", "bursty": "arrival_bursty", "trace": "arrival_s"}
+_MOST_TOKENS = 1 << 30  # nothing of that length was ever recorded
 _LEAST_PER_MODEL = 100
 """Requests on either side of a change of models for it to count as a swap."""
 
@@ -76,33 +80,47 @@ def read(path: Path, limit: int | None = None) -> Stream:
         rows = _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path)
         found = [row for _, row in zip(range(limit), rows, strict=False)] if limit else list(rows)
         requests = tuple(_request_of(i, row) for i, row in enumerate(found))
+        if not requests:
+            raise InputError(f"{path} holds no request")
+        arrivals = {
+            kind: _times(column, found)
+            for kind, column in _ARRIVALS.items()
+            if found[0].get(column) is not None
+        }
     except KeyError as e:
         raise InputError(f"{path} has no field {e}") from e
-    except (OSError, EOFError, ValueError, TypeError) as e:
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError) as e:
         raise InputError(f"cannot read {path}: {e}") from e
-    if not requests:
-        raise InputError(f"{path} holds no request")
-    columns = {"poisson": "arrival_poisson", "bursty": "arrival_bursty", "trace": "arrival_s"}
-    arrivals = {
-        kind: tuple(float(row[column]) for row in found)
-        for kind, column in columns.items()
-        if found[0].get(column) is not None
-    }
     return Stream(name, requests, arrivals)
+
+
+def _times(column: str, rows: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Of each row; ``ValueError`` where one is missing or no time."""
+    times: list[float] = []
+    for number, row in enumerate(rows, 1):
+        given = row.get(column)
+        time = math.nan if given is None else float(given)
+        if not math.isfinite(time):
+            raise ValueError(f"{column} of request {number} is {given}")
+        times.append(time)
+    return tuple(times)
 
 
 def _request_of(i: int, row: Mapping[str, Any]) -> RecordedRequest:
     arrival = row.get("arrival_s", row.get("arrival_poisson"))
+    prompt_tokens, output_tokens = int(row["prompt_tokens"]), int(row["output_tokens"])
+    if not (0 <= prompt_tokens <= _MOST_TOKENS and 0 <= output_tokens <= _MOST_TOKENS):
+        raise ValueError(f"request {i + 1} of {prompt_tokens} and {output_tokens} tokens")
     facts = RequestFacts(
         key=str(i),
         arrival=float(i if arrival is None else arrival),
-        prompt_tokens=int(row["prompt_tokens"]),
+        prompt_tokens=prompt_tokens,
         prompt=str(row.get("prompt") or ""),
         tenant=str(row.get("tenant") or ""),
         category=str(row.get("category") or ""),
         session=str(row.get("session") or ""),
     )
-    return RecordedRequest(facts, int(row["output_tokens"]), str(row.get("model") or ""))
+    return RecordedRequest(facts, output_tokens, str(row.get("model") or ""))
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -49,6 +49,11 @@ def test_times_that_are_not_recorded_are_named() -> None:
         unit_rate("trace", make_stream(3, poisson=(0.0, 1.0, 2.0)), 0, 0)
 
 
+def test_times_that_go_back_are_named_and_no_burst() -> None:
+    with pytest.raises(InputError, match="s has trace arrivals that are not in order"):
+        unit_rate("trace", make_stream(3, trace=(5.0, 6.0, 0.0)), 0, 0)
+
+
 def test_saturated_rate_by_hand() -> None:
     facts = RequestFacts("k", 0.0, prompt_tokens=1000)
     requests = [RecordedRequest(facts, 100), RecordedRequest(facts, 300)]

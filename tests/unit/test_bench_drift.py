@@ -210,6 +210,9 @@ def test_priors_are_found_by_the_name_of_the_stream(tmp_path: Path) -> None:
     assert drift.find_priors(paths, folder) == {"a": folder / "a.npz", "b": folder / "b.npz"}
 
 
+_ARRIVED = b'{"prompt_tokens": 1, "output_tokens": 1, "arrival_poisson": %b}\n'
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -218,6 +221,11 @@ def test_priors_are_found_by_the_name_of_the_stream(tmp_path: Path) -> None:
         (gzip.compress(b"[1]\n"), "not an object"),
         (gzip.compress(b""), "holds no request"),
         (gzip.compress(b'{"prompt_tokens": "x", "output_tokens": 1}\n'), "cannot read"),
+        (gzip.compress(b'{"prompt_tokens": 1, "output_tokens": -1}\n'), "request 1 of 1 and -1 tokens"),
+        (gzip.compress(b'{"prompt_tokens": 1, "output_tokens": Infinity}\n'), "cannot read"),
+        (gzip.compress(_ARRIVED % b"0" + _ARRIVED % b"null"), "arrival_poisson of request 2 is None"),
+        (gzip.compress(_ARRIVED % b"NaN"), "arrival_poisson of request 1 is nan"),
+        (gzip.compress(b"{}")[:10] + b"\xff" * 20, "cannot read"),
     ],
 )
 def test_a_bad_stream_is_named(tmp_path: Path, content: bytes, says: str) -> None:
