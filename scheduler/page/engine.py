@@ -158,8 +158,10 @@ class EnginePageWriter:
         if self._page is None:
             return False
         try:
+            if self._page.size() < PAGE_SIZE:  # the file was cut short: to write would be SIGBUS
+                return False
             self._record.write(_pack(stats, self._identity, time.monotonic_ns()))
-        except (ValueError, TypeError, ArithmeticError, struct.error, AttributeError):
+        except (OSError, ValueError, TypeError, ArithmeticError, struct.error, AttributeError):
             return False
         return True
 

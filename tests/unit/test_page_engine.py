@@ -196,6 +196,20 @@ def test_the_writer_never_raises(path: Path) -> None:
     assert writer.write(STATS) is False
 
 
+def test_a_page_that_was_cut_short_does_not_end_the_engine(path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from quietcore.scheduler.page import EnginePageWriter, EngineStats\n"
+        "writer = EnginePageWriter(sys.argv[1])\n"
+        "os.truncate(sys.argv[1], 0)\n"
+        "print(writer.error, writer.write(EngineStats()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
 def test_closing_removes_only_the_own_page(path: Path) -> None:
     first = EnginePageWriter(path)
     second = EnginePageWriter(path)
