@@ -21,7 +21,7 @@ from tests.bars.noise import TOOL_CPU, on_cpu
 from tests.bars.vllm_environment import vllm_environment
 from tests.integration.doubles import CPU, ROOT
 from tests.vllm_server.guarded import VllmError
-from tests.vllm_server.policies import policy_server
+from tests.vllm_server.policies import LEFT_OUT, PRIOR, policy_server
 from tests.vllm_server.server import VllmServer
 
 from quietcore.scheduler.bench import BenchError
@@ -42,6 +42,8 @@ BURST = "fcfs burst"
 SETTLE_S = 3.0
 WARM_UP, WARM_UP_TOKENS = 400, 2
 DATA = Path(os.environ.get("QUIETCORE_DATA", ROOT.parent / "shared" / "data"))
+# A file a stream. The prior that is shipped was trained on the prompts and models of all of them.
+PRIORS = Path(os.environ.get("QUIETCORE_PRIORS", ROOT / "build" / "priors"))
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Workload:
-    """Part of a stream: ``path`` is what the client reads, ``lengths`` what only the engine does."""
+    """Part of a stream: ``path`` is what the client reads, ``lengths`` what only the engine does.
+
+    ``prior`` was trained without the stream's prompts and models.
+    """
 
     name: str
     path: Path
     lengths: Mapping[str, int]
+    prior: Path
 
 
-def prepare(folder: Path, pair: int, seconds: float, data: Path = DATA) -> Workload:
+def prepare(
+    folder: Path, pair: int, seconds: float, data: Path = DATA, priors: Path | None = None
+) -> Workload:
     """The part of a stream that a pair of runs serves: about ``seconds`` of work for the engine."""
     streams = sorted((data / "streams").glob("*.jsonl.gz"))
     if not streams:
         raise BarError(f"no streams in {data / 'streams'} (QUIETCORE_DATA names the folder of data)")
     source = streams[pair % len(streams)]
+    stream = source.name.removesuffix(".jsonl.gz")
+    prior = (PRIORS if priors is None else priors) / f"{stream}.qcd"
+    if not prior.is_file():
+        raise BarError(
+            f"no prior without {stream}: run scripts/train_prior --leave-out-stream {stream} --out {prior}"
+        )
     with gzip.open(source, "rt", encoding="utf-8") as lines:
         rows = [row for line in lines if (row := json.loads(line))["prompt"]]
     count = min(round(seconds * REQUESTS_PER_S), len(rows))
@@ -86,7 +100,7 @@ def prepare(folder: Path, pair: int, seconds: float, data: Path = DATA) -> Workl
     path = folder / f"{pair}.jsonl"
     # the client reads no length
     path.write_text("".join(json.dumps({**row, "output_tokens": 0}) + "\n" for row in rows))
-    return Workload(source.name.partition("_")[0], path, lengths)
+    return Workload(source.name.partition("_")[0], path, lengths, prior)
 
 
 class Servers:
@@ -115,7 +129,7 @@ class Servers:
         return self._running[policy].url
 
     @contextlib.contextmanager
-    def fresh(self, policy: str) -> Iterator[VllmServer]:
+    def fresh(self, policy: str, prior: Path | None = None) -> Iterator[VllmServer]:
         """One that knows nothing of the stream yet; ended with its block."""
         progress(f"starting vLLM ({policy})")
         self._started += 1
@@ -128,6 +142,7 @@ class Servers:
             cpus=(CPU, TOOL_CPU),
             slots=SLOTS,
             step_ms=STEP_MS,
+            extra_env={PRIOR: str(prior)} if prior is not None else None,
         ) as server:
             warm_up(server.url, self._folder)
             yield server
@@ -168,7 +183,7 @@ def run_pair(servers: Servers, pair: int, workload: Workload) -> list[Row]:
     rows = [row_of(pair, workload, BURST, burst)]
     rate = LOAD * capacity_of(burst.answers)
     for policy in ("fcfs", "drift", "oracle") if pair % 2 else ("oracle", "drift", "fcfs"):
-        with servers.fresh(policy) as server:
+        with servers.fresh(LEFT_OUT if policy == "drift" else policy, workload.prior) as server:
             time.sleep(SETTLE_S)
             result = serve(server.url, pair, workload, "poisson", rate)
         rows.append(row_of(pair, workload, policy, result))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.bars.bar import BarError
 from tests.bars.live_order import (
     BURST,
     REQUESTS_PER_S,
@@ -76,7 +77,8 @@ def test_the_client_is_given_no_length(tmp_path: Path) -> None:
         for i in range(100):
             lines.write(json.dumps({"i": i, "prompt": f"{i}", "output_tokens": 1000 + i}) + "\n")
     count = 2 * REQUESTS_PER_S
-    workloads = [prepare(tmp_path, pair, 2.0, tmp_path) for pair in (0, 1)]
+    (tmp_path / "s1_x.qcd").touch()
+    workloads = [prepare(tmp_path, pair, 2.0, tmp_path, tmp_path) for pair in (0, 1)]
     for pair, workload in enumerate(workloads):
         sent = [json.loads(line) for line in workload.path.read_text().splitlines()]
         assert len(sent) == count
@@ -85,3 +87,12 @@ def test_the_client_is_given_no_length(tmp_path: Path) -> None:
         assert sum(workload.lengths.values()) == pytest.approx(2 * TOKENS_PER_S, rel=0.01)
     first, second = (json.loads(w.path.read_text().splitlines()[0])["i"] for w in workloads)
     assert (first, second) == (0, count)
+    assert {workload.prior for workload in workloads} == {tmp_path / "s1_x.qcd"}
+
+
+def test_no_prior_that_has_seen_the_prompts_takes_the_place_of_one_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "streams").mkdir()
+    with gzip.open(tmp_path / "streams" / "s1_x.jsonl.gz", "wt") as lines:
+        lines.write('{"i": 0, "prompt": "x", "output_tokens": 9}\n')
+    with pytest.raises(BarError, match="no prior without s1_x: run scripts/train_prior"):
+        prepare(tmp_path, 0, 2.0, tmp_path, tmp_path)

@@ -13,10 +13,14 @@ PLUGIN = ROOT / "tests" / "vllm_server" / "plugin"
 # Room for 16 requests of 2,048 tokens: all slots can be filled, and little memory is touched anew.
 CACHE = ("--block-size", "128", "--num-gpu-blocks-override", "256")
 
+LEFT_OUT = "left-out"
+PRIOR = "QUIETCORE_TEST_PRIOR"  # the file of that prior
+
 POLICIES: Mapping[str, Sequence[str]] = {
     "fcfs": (),
     "priority": ("--scheduling-policy", "priority"),
     "drift": ("--scheduler-cls", "quietcore.scheduler.vllm.DriftScheduler"),
+    LEFT_OUT: ("--scheduler-cls", "watched_schedulers.LeftOutScheduler"),
     "oracle": ("--scheduler-cls", "watched_schedulers.OracleScheduler"),
     "recording": ("--scheduler-cls", "watched_schedulers.RecordingScheduler"),
 }

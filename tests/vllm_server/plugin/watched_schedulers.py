@@ -1,6 +1,6 @@
-"""The plug-in's scheduler with another estimator, for the live bar and its tests.
+"""The plug-in's scheduler with another estimator or prior, for the live bar and its tests.
 
---scheduler-cls watched_schedulers.OracleScheduler | watched_schedulers.RecordingScheduler
+--scheduler-cls watched_schedulers.OracleScheduler | .RecordingScheduler | .LeftOutScheduler
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from typing import Any
 
 from known_lengths import KnownLengths
 
+from quietcore.scheduler import drift
+from quietcore.scheduler.drift import prior
 from quietcore.scheduler.estimate import End, Estimate, Estimator, RequestFacts
 from quietcore.scheduler.vllm.scheduler import DriftScheduler
 
 ESTIMATES = "QUIETCORE_TEST_ESTIMATES"
+PRIOR = "QUIETCORE_TEST_PRIOR"
 
 
 class Oracle:
@@ -82,3 +85,15 @@ class RecordingScheduler(DriftScheduler):
         names = request.sampling_params.extra_args or {}
         self._recorder.names[facts.key] = f"{names.get('run')}/{names.get('request')}"
         return facts
+
+
+class LeftOutScheduler(DriftScheduler):
+    """The scheduler as it is, but for what its estimator knows at first: the file of QUIETCORE_TEST_PRIOR.
+
+    The prior that is shipped was trained on the prompts that the live bar sends.
+    """
+
+    def _make_estimator(self, settings: Any) -> Estimator:
+        path = Path(os.environ[PRIOR])
+        prior.load(path)  # the estimator would do without a damaged one
+        return drift.build(settings.estimator, prior=path, seed=settings.seed)
