@@ -79,7 +79,7 @@ def _number(least: float, most: float = math.inf) -> Callable[[Any], float]:
             raise ValueError("not a number")
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError("not a number") from None
         if not least <= number <= most:
             raise ValueError(f"not between {least:g} and {most:g}")
@@ -200,6 +200,6 @@ def load(additional_config: object, environ: Mapping[str, str]) -> Settings:
     for name, (source, value) in given.items():
         try:
             values[name] = parsers[name](value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{source}={value!r}: {error}")
     return Settings(**values, problems=tuple(problems))
