@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from quietcore.agent.attribution import Account, Culprit, heaviest
 from quietcore.agent.culprits import named
 from quietcore.probes import cgroups
+from quietcore.probes.layout import WAITERS_PER_CPU
 
 THRESHOLD = 0.02
 """Interference from here on; below it is the normal murmur of a host."""
@@ -116,6 +117,9 @@ def judge(whole: Account, steps: Sequence[Account], threshold: float = THRESHOLD
     verdict = Verdict(Outcome.NOT_CPU, share, margin_of(shares), named(whole))
     if reason := _too_little(whole):
         return replace(verdict, outcome=Outcome.NOT_ENOUGH_DATA, reason=reason)
+    unknown = whole.share(whole.unknown) or 0.0
+    if share < threshold <= share + unknown:
+        return replace(verdict, outcome=Outcome.CANNOT_TELL, reason=_unknown(unknown))
     if share < threshold:
         return replace(verdict, reason=_not_cpu(whole, share, threshold))
     if whole.self_contention is None:
@@ -190,6 +194,15 @@ def _not_cpu(whole: Account, share: float, threshold: float) -> str:
     if own >= threshold:
         text += f"; its own threads took {own:.1%} from each other (self-contention)"
     return text
+
+
+def _unknown(share: float) -> str:
+    """For waits without a culprit: the target's own threads may have taken all of it, and often have."""
+    return (
+        f"the critical threads waited {share:.1%} of their time without a record of who ran instead, "
+        f"as where more than {WAITERS_PER_CPU} threads wait on one CPU: "
+        "give the target more CPUs, or fewer threads"
+    )
 
 
 def _cannot_tell(whole: Account, share: float) -> str:

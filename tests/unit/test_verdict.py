@@ -132,6 +132,26 @@ class TestTooLittle:
         assert says in found.reason
 
 
+class TestUnattributed:
+    """Waits without a record of who ran: of more threads on one CPU than it has slots for."""
+
+    def test_accuses_nobody(self) -> None:
+        whole = replace(make_account(run_delay=9 * SECOND), unattributed=9 * SECOND)
+        found = judge(whole, [whole] * 10)
+        assert found.outcome is Outcome.CANNOT_TELL
+        assert "waited 90.0% of their time without a record of who ran instead" in found.reason
+        assert "fewer threads" in found.reason
+
+    def test_is_left_out_of_what_others_took(self) -> None:
+        whole = replace(make_account(run_delay=9 * SECOND, culprits=[THIEF]), unattributed=7500 * MS)
+        found = judge(whole, [whole] * 10)
+        assert (found.outcome, found.share) == (Outcome.INTERFERENCE, pytest.approx(0.15))
+
+    def test_a_murmur_of_it_changes_nothing(self) -> None:
+        whole = replace(make_account(run_delay=150 * MS), unattributed=150 * MS)
+        assert judge(whole, [whole] * 10).outcome is Outcome.NOT_CPU
+
+
 class TestWithoutBlame:
     """/proc tells how long a thread waited, and not for whom."""
 
