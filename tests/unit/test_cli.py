@@ -29,6 +29,7 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
 
     def run(verb: Callable[[], object]) -> Any:
         monkeypatch.setattr(sys, "argv", ["quietcore", "verb"])
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main() puts its own before it
         monkeypatch.setattr(module.cli, "get_command", lambda *_: click.Command("verb", callback=verb))
         with pytest.raises(SystemExit) as caught:
             module.main()
@@ -142,6 +143,28 @@ def test_the_first_ctrl_c_ends_the_measurement_and_the_second_the_program() -> N
             press_ctrl_c()
     assert signal.getsignal(signal.SIGINT) is before
     assert session.stops == 1
+
+
+def test_ctrl_c_in_a_callback_of_a_library_is_not_lost() -> None:
+    """An exception cannot leave it: Python says so on standard error, and goes on."""
+    script = (
+        "import ctypes, os, signal, sys, time\n"
+        "from quietcore.agent import cli\n"
+        "callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))\n"
+        "def verb(*_):\n"
+        "    callback()\n"
+        "    time.sleep(20)\n"
+        "cli.cli.get_command = lambda *_: cli.click.Command('verb', callback=verb)\n"
+        "cli.main()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "verb"],
+        env={**os.environ, "PYTHONPATH": str(SRC)},
+        capture_output=True,
+        timeout=15,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (130, b"\n")
 
 
 def test_a_background_job_goes_on_at_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
