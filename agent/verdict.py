@@ -91,7 +91,7 @@ def _names(culprits: Sequence[Culprit]) -> str:
 def culprit_name(culprit: Culprit) -> str:
     """For people: ``stress-ng-cpu [4711]``, ``cc1 x40``, ``softirq NET_RX``, ``CPU quota of /engine``."""
     if culprit.kind == "quota":
-        return f"CPU quota of {culprit.name}" if culprit.name else "CPU quota"
+        return f"CPU quota of {cgroups.short_name(culprit.name)}" if culprit.name else "CPU quota"
     if culprit.kind in ("process", "kernel thread"):
         return f"{culprit.name} [{culprit.pid}]"
     if culprit.kind in ("processes", "kernel threads"):

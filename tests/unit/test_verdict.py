@@ -271,6 +271,7 @@ def test_the_margin_is_that_of_the_mean() -> None:
         (Culprit("cgroup", "nginx.service", 1, count=12), "nginx.service (12 processes)"),
         (Culprit("softirq", "NET_RX", 1), "softirq NET_RX"),
         (Culprit("quota", "/engine", 1), "CPU quota of /engine"),
+        (Culprit("quota", f"/sys/fs/cgroup/cpu/docker/{'5e' * 32}", 1), "CPU quota of docker 5e5e5e5e5e5e"),
         (Culprit("quota", "", 1), "CPU quota"),
     ],
 )
