@@ -16,6 +16,7 @@ import click
 
 from quietcore.agent import targets
 from quietcore.agent.cli.exit_codes import FOUND
+from quietcore.agent.cli.options import Number
 from quietcore.probes.errors import MeasureError, TargetGoneError
 
 BUILT = Path(__file__).parents[1] / "_built"
@@ -23,9 +24,7 @@ THIEF_DUTY = 0.5
 
 
 @click.command()
-@click.option(
-    "--duration", type=click.FloatRange(2, 3600), default=8.0, show_default=True, help="Seconds per part."
-)
+@click.option("--duration", type=Number(2, 3600), default=8.0, show_default=True, help="Seconds per part.")
 def command(duration: float) -> None:
     """Show what quietcore does, measured for real.
 

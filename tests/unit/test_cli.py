@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from quietcore.agent import cli as module
 from quietcore.agent.cli.diagnose import _ending_at_ctrl_c
@@ -75,6 +76,13 @@ def test_what_goes_wrong_is_one_line(
 def test_wrong_usage(ending: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert ending(raising(click.UsageError("no"))) == 2
     assert "Error: no" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["diagnose", "demo"])
+@pytest.mark.parametrize("seconds", ["nan", "0", "inf"])
+def test_a_duration_that_would_not_end(verb: str, seconds: str) -> None:
+    result = CliRunner().invoke(module.cli, [verb, "--duration", seconds])
+    assert (result.exit_code, "Invalid value for '--duration'" in result.output) == (2, True)
 
 
 def test_a_traceback_for_who_asks(
