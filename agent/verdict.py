@@ -209,7 +209,7 @@ def _cannot_tell(whole: Account, share: float) -> str:
     """For a backend that does not see who runs: the target's own threads may have taken all of it."""
     text = (
         f"the critical threads waited {share:.1%} of their time for a CPU; "
-        "to see who ran instead, others or their own process, needs root"
+        "to see who ran instead, others or their own process, needs eBPF: root in the host's pid namespace"
     )
     if whole.quotas:
         path = heaviest(whole.quotas)

@@ -17,7 +17,7 @@ import click
 from quietcore.agent import targets
 from quietcore.agent.cli.exit_codes import FOUND
 from quietcore.agent.cli.options import Number
-from quietcore.probes.errors import MeasureError, TargetGoneError
+from quietcore.probes.errors import BackendUnavailableError, MeasureError, TargetGoneError
 
 BUILT = Path(__file__).parents[1] / "_built"
 THIEF_DUTY = 0.5
@@ -74,7 +74,10 @@ def _diagnose(pid: int, duration: float) -> bool:
     from quietcore.agent.verdict import Outcome
     from quietcore.probes.backend import open_backend
 
-    with Session(open_backend(), [targets.by_pid(pid)], 0.005) as session:
+    refused: list[BackendUnavailableError] = []
+    with Session(open_backend(refused=refused), [targets.by_pid(pid)], 0.005) as session:
+        if session.backend.name == "procfs":
+            raise refused[0]  # it accuses nobody: there would be nothing to see
         session.start()
         found = diagnose(session, duration)
     terminal.show(found)

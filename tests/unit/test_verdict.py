@@ -160,7 +160,7 @@ class TestWithoutBlame:
         found = judge(whole, [whole] * 10)
         assert found.outcome is Outcome.CANNOT_TELL
         assert str(found).startswith("cannot tell: the critical threads waited 50.0% of their time for a CPU")
-        assert "needs root" in found.reason
+        assert "needs eBPF: root in the host's pid namespace" in found.reason
 
     def test_a_quota_that_was_at_work_is_mentioned(self) -> None:
         whole = make_account(run_delay=5 * SECOND, own=None, idle=None)
