@@ -58,7 +58,8 @@ class Account:
     ``self_contention`` is what the target's own threads took from each other,
     ``wakeup_latency`` what passed while the CPU still idled, ``tick`` what the kernel's regular timer
     tick took, as on every busy CPU: none of the three is interference.
-    ``unattributed`` is waiting for which no culprit was recorded. ``None``: not seen by the backend.
+    ``unattributed`` is waiting for which no culprit was recorded: where the backend sees culprits, nobody
+    is accused of it either. ``None``: not seen by the backend.
     ``quotas`` is by cgroup directory, what its CPU quota denied to all its threads; ``own_cgroups`` are
     the ids of the cpu cgroups that the target lives in.
     """
@@ -93,9 +94,14 @@ class Account:
 
     @property
     def interference(self) -> int:
-        """The part of it that others took."""
+        """The part of it that others are known to have taken."""
         own = (self.self_contention or 0) + (self.wakeup_latency or 0) + (self.tick or 0)
-        return self.stolen - own
+        return self.stolen - own - (self.unknown or 0)
+
+    @property
+    def unknown(self) -> int | None:
+        """Waiting behind somebody who was not recorded, who may be its own thread as well as another's."""
+        return None if self.self_contention is None else self.unattributed
 
     def share(self, ns: int | None) -> float | None:
         """Part of the critical threads' wall time."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from quietcore.agent.attribution import Account, Culprit, heaviest
 from quietcore.agent.culprits import named
 from quietcore.probes import cgroups
+from quietcore.probes.layout import WAITERS_PER_CPU
 
 THRESHOLD = 0.02
 """Interference from here on; below it is the normal murmur of a host."""
@@ -90,7 +91,7 @@ def _names(culprits: Sequence[Culprit]) -> str:
 def culprit_name(culprit: Culprit) -> str:
     """For people: ``stress-ng-cpu [4711]``, ``cc1 x40``, ``softirq NET_RX``, ``CPU quota of /engine``."""
     if culprit.kind == "quota":
-        return f"CPU quota of {culprit.name}" if culprit.name else "CPU quota"
+        return f"CPU quota of {cgroups.short_name(culprit.name)}" if culprit.name else "CPU quota"
     if culprit.kind in ("process", "kernel thread"):
         return f"{culprit.name} [{culprit.pid}]"
     if culprit.kind in ("processes", "kernel threads"):
@@ -116,6 +117,9 @@ def judge(whole: Account, steps: Sequence[Account], threshold: float = THRESHOLD
     verdict = Verdict(Outcome.NOT_CPU, share, margin_of(shares), named(whole))
     if reason := _too_little(whole):
         return replace(verdict, outcome=Outcome.NOT_ENOUGH_DATA, reason=reason)
+    unknown = whole.share(whole.unknown) or 0.0
+    if share < threshold <= share + unknown:
+        return replace(verdict, outcome=Outcome.CANNOT_TELL, reason=_unknown(unknown))
     if share < threshold:
         return replace(verdict, reason=_not_cpu(whole, share, threshold))
     if whole.self_contention is None:
@@ -192,11 +196,20 @@ def _not_cpu(whole: Account, share: float, threshold: float) -> str:
     return text
 
 
+def _unknown(share: float) -> str:
+    """For waits without a culprit: the target's own threads may have taken all of it, and often have."""
+    return (
+        f"the critical threads waited {share:.1%} of their time without a record of who ran instead, "
+        f"as where more than {WAITERS_PER_CPU} threads wait on one CPU: "
+        "give the target more CPUs, or fewer threads"
+    )
+
+
 def _cannot_tell(whole: Account, share: float) -> str:
     """For a backend that does not see who runs: the target's own threads may have taken all of it."""
     text = (
         f"the critical threads waited {share:.1%} of their time for a CPU; "
-        "to see who ran instead, others or their own process, needs root"
+        "to see who ran instead, others or their own process, needs eBPF: root in the host's pid namespace"
     )
     if whole.quotas:
         path = heaviest(whole.quotas)

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from quietcore.probes import proc
 from quietcore.probes.errors import MeasureError, TargetGoneError
 
 PROC = Path("/proc")
@@ -393,4 +394,4 @@ def short_name(path: str) -> str:
 def _readable(name: str) -> str:
     """Systemd's escapes undone, long ids cut."""
     name = re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name)
-    return re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", name)
+    return proc.printable(re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", name))

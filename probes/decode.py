@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from quietcore.probes import layout
 from quietcore.probes.durations import DurationTotals, Theft
+from quietcore.probes.proc import printable
 from quietcore.probes.readings import (
     BlameTotals,
     Count,
@@ -25,8 +26,8 @@ _IRQ_KINDS = {layout.IRQ_HARD: IrqKind.HARD, layout.IRQ_SOFT: IrqKind.SOFT, layo
 
 
 def text(raw: bytes) -> str:
-    """A comm as the kernel holds it."""
-    return raw.decode(errors="replace")
+    """A comm, fit for a terminal."""
+    return printable(raw.decode(errors="replace"))
 
 
 def is_torn(value: layout.Thread | layout.Launcher) -> bool:

@@ -93,7 +93,10 @@ class Governor:
         return self._deadline if self._sites else float("inf")
 
     def add(self, site: Site) -> None:
-        """Probe a library of a process from now on. Raises MeasureError: it cannot be, and is forgotten."""
+        """Probe a library of a process from now on, or from when the budget that was spent is earned again.
+
+        Raises MeasureError: it cannot be, and is forgotten.
+        """
         if (site.pid, site.path) in self._sites:
             return
         self._began = self._began or time.monotonic()
@@ -104,10 +107,15 @@ class Governor:
             if self._on_since:
                 self.backend.count_launches(True)
         if not self._on_since:
-            self._switch_on()
+            if self.budget is None or time.monotonic() >= self._deadline:
+                self._switch_on()
+            else:  # or every process that comes would buy a stretch
+                self._links.pop((site.pid, site.path)).close()
 
     def remove(self, pid: int) -> None:
         """A process is gone, and its probes with it."""
+        # its hits go with it
+        share = self._cost_share() if self._on_since else 0.0
         for key in [k for k in self._sites if k[0] == pid]:
             del self._sites[key]
             self._files.pop(key, None)
@@ -116,6 +124,7 @@ class Governor:
         if self._on_since and not self._links:
             self.backend.count_launches(False)
             self._end_stretch()
+            self._pause(share)
 
     def take_lost(self) -> list[tuple[Site, MeasureError]]:
         """Sites whose probes were on before and could not be set again, since the last call: forgotten."""
@@ -135,6 +144,13 @@ class Governor:
             self._deadline = now + CHECK_S
             return
         self._switch_off()
+        self._pause(share)
+
+    def _pause(self, share: float) -> None:
+        """Set when the probes may come on again, after a stretch that cost ``share`` of a core."""
+        if self.budget is None or not share:
+            self._deadline = 0.0
+            return
         self._on_s = min(max(self.budget / share * PERIOD_S, MIN_ON_S), PERIOD_S)
         # what was paid, and what the next stretch will cost, must have been earned by then
         paid = max(self._paid_ns.values(), default=0.0) / 1e9

@@ -33,12 +33,17 @@ class TaskStat:
     policy: int = 0
 
 
+def printable(name: str) -> str:
+    """A name that anybody may have given, for a terminal and one line: what moves the cursor is a ``?``."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
+
+
 def read_stat(pid: int, tid: int | None = None) -> TaskStat | None:
     """The stat line of a process, or of one of its threads; ``None`` if it is gone or hidden (hidepid)."""
     path = f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"
     try:
         with open(path, "rb") as f:
-            line = f.read().decode(errors="replace")
+            line = printable(f.read().decode(errors="replace").rstrip())
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # comm may hold spaces and parentheses: it ends at the last one
@@ -127,7 +132,7 @@ def comm(pid: int) -> str:
     """The name of a process or thread; empty if it is gone or hidden."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as f:
-            return f.read().decode(errors="replace").rstrip("\n")
+            return printable(f.read().decode(errors="replace").removesuffix("\n"))
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return ""
 

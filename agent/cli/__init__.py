@@ -10,6 +10,7 @@ import traceback
 import click
 
 from quietcore import __version__
+from quietcore.agent.cli import interrupt
 from quietcore.agent.cli.exit_codes import CANNOT_MEASURE, HEALTHY, INTERRUPTED, USAGE
 from quietcore.agent.cli.verbs import Verbs
 
@@ -36,6 +37,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: whatever goes wrong is one line, and a documented exit code."""
+    interrupt.deliver_dropped()
     code = _call()
     try:
         print(end="", flush=True)

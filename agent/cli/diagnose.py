@@ -14,6 +14,7 @@ import click
 
 from quietcore.agent import targets
 from quietcore.agent.cli.exit_codes import CANNOT_MEASURE, FOUND, HEALTHY
+from quietcore.agent.cli.options import Number
 from quietcore.agent.verdict import THRESHOLD, Outcome
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class _Pattern(click.ParamType[Any]):
 @click.option("--pid", type=click.IntRange(min=1), help="One process, with its descendants.")
 @click.option("--match", type=_Pattern(), help="Processes whose comm or command line matches.")
 @click.option("--cgroup", metavar="PATH", help="All processes of a cgroup: a path or a container's id.")
-@click.option("--duration", type=click.FloatRange(1, 86400), default=10.0, show_default=True, help="Seconds.")
+@click.option("--duration", type=Number(1, 86400), default=10.0, show_default=True, help="Seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
 @click.option(
     "--backend",

@@ -40,13 +40,13 @@ def _show(d: Diagnosis, console: Console) -> None:
     console.print(
         f"[bold]{escape(d.target.name)}[/]  {(whole.end - whole.start) / 1e9:.1f} s, {whole.backend}"
     )
-    console.print(f"[{_STYLE[d.verdict.outcome]}]{escape(str(d.verdict))}[/]")
+    console.print(f"[{_STYLE[d.verdict.outcome]}]{escape(str(d.verdict))}[/]", soft_wrap=True)
     if whole.wall:
         console.print(_summary(whole), soft_wrap=True)
     if d.launches:
         _show_launches(d.launches, console)
     if whole.culprits:
-        console.print(_culprits(whole))
+        console.print(_culprits(whole, console.width))
     if whole.threads:
         console.print(_threads(whole))
     for line in _footnotes(d):
@@ -122,9 +122,13 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _culprits(whole: Account) -> Table:
+def _culprits(whole: Account, width: int) -> Table:
     table = _table("stolen by", "share", "time", "cgroup")
     table.columns[-1].justify = "left"
+    # long names give way to the figures, which rich would shrink as well
+    names = max(width - len("  100.00%  98.8 us  "), 0)
+    table.columns[-1].max_width = names // 3
+    table.columns[0].max_width = names - names // 3
     for culprit in ranked(whole)[:_MAX_CULPRITS]:
         where = cgroups.short_name(cgroups.path_of(culprit.cgroup) or "") if culprit.cgroup else ""
         share = whole.share(culprit.ns) or 0

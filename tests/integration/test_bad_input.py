@@ -138,6 +138,12 @@ def test_without_root_procfs_still_works() -> None:
     assert "run as root" in result.stdout
 
 
+def test_without_root_the_demo_says_what_it_lacks() -> None:
+    if _home_is_private():
+        pytest.skip("the environment lies in a folder that only root may enter")
+    assert_one_line(quietcore("demo", "--duration", "2", user=NOBODY), 3, "run as root")
+
+
 def _home_is_private() -> bool:
     return subprocess.run(
         [sys.executable, "-c", "import quietcore.probes"],

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from quietcore.agent import cli as module
 from quietcore.agent.cli.diagnose import _ending_at_ctrl_c
@@ -29,6 +30,7 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
 
     def run(verb: Callable[[], object]) -> Any:
         monkeypatch.setattr(sys, "argv", ["quietcore", "verb"])
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main() puts its own before it
         monkeypatch.setattr(module.cli, "get_command", lambda *_: click.Command("verb", callback=verb))
         with pytest.raises(SystemExit) as caught:
             module.main()
@@ -74,6 +76,13 @@ def test_what_goes_wrong_is_one_line(
 def test_wrong_usage(ending: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert ending(raising(click.UsageError("no"))) == 2
     assert "Error: no" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["diagnose", "demo"])
+@pytest.mark.parametrize("seconds", ["nan", "0", "inf"])
+def test_a_duration_that_would_not_end(verb: str, seconds: str) -> None:
+    result = CliRunner().invoke(module.cli, [verb, "--duration", seconds])
+    assert (result.exit_code, "Invalid value for '--duration'" in result.output) == (2, True)
 
 
 def test_a_traceback_for_who_asks(
@@ -142,6 +151,28 @@ def test_the_first_ctrl_c_ends_the_measurement_and_the_second_the_program() -> N
             press_ctrl_c()
     assert signal.getsignal(signal.SIGINT) is before
     assert session.stops == 1
+
+
+def test_ctrl_c_in_a_callback_of_a_library_is_not_lost() -> None:
+    """An exception cannot leave it: Python says so on standard error, and goes on."""
+    script = (
+        "import ctypes, os, signal, sys, time\n"
+        "from quietcore.agent import cli\n"
+        "callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))\n"
+        "def verb(*_):\n"
+        "    callback()\n"
+        "    time.sleep(20)\n"
+        "cli.cli.get_command = lambda *_: cli.click.Command('verb', callback=verb)\n"
+        "cli.main()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "verb"],
+        env={**os.environ, "PYTHONPATH": str(SRC)},
+        capture_output=True,
+        timeout=15,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (130, b"\n")
 
 
 def test_a_background_job_goes_on_at_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:

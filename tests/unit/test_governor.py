@@ -185,3 +185,20 @@ def test_the_last_process_ends_the_stretch(backend: FakeBackend, clock: Clock) -
     clock.passed(1)
     assert not backend.counting
     assert governor.seen_ns(start, clock.ns) == 2 * S
+
+
+def test_processes_that_come_and_go_buy_no_stretch_each(backend: FakeBackend, clock: Clock) -> None:
+    """What one that ended has paid counts, and the next one's probes wait until it is earned."""
+    governor = Governor(backend, 0.005)
+    start = clock.ns
+    for pid in range(10, 60):
+        governor.add(Site("server [7]", pid, "a", []))
+        for _ in range(10):
+            clock.passed(0.02)
+            if backend.attached:  # a fifth of a core
+                backend.hits[pid] = backend.hits.get(pid, 0) + round(0.02 * 0.2 * S / governor.cost_ns)
+            if clock.monotonic() >= governor.deadline:
+                governor.tick()
+        governor.remove(pid)
+    assert 0.001 < governor.overhead() < 0.008
+    assert 0 < governor.seen_ns(start, clock.ns) < 0.05 * (clock.ns - start)

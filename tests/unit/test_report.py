@@ -25,6 +25,22 @@ def test_a_crowd_is_one_line_of_the_table() -> None:
     assert line.split() == ["stress-ng-cpu", "x12", "6.00%", "600", "ms"]
 
 
+def test_a_pipe_gets_the_verdict_in_one_line_and_all_shares() -> None:
+    """Names give way to the figures beside them, however long they are."""
+    path = "/sys/fs/cgroup/cpu/" + "/".join(f"level-{i}-of-a-long-path" for i in range(6))
+    whole = make_account(run_delay=3 * SECOND, culprits=[Culprit("quota", path, 3 * SECOND), *CROWD])
+    found = make_diagnosis(whole, outcome=Outcome.INTERFERENCE)
+    out = io.StringIO()
+    found = replace(found, verdict=replace(found.verdict, culprits=whole.culprits[:1]))
+    terminal.show([found], Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    (verdict,) = [line for line in lines if line.startswith("interference")]
+    assert verdict.endswith("level-5-of-a-long-path")
+    (row,) = [line for line in lines if line.startswith("CPU quota of")]
+    assert "30.00%" in row
+    assert "3 s" in row
+
+
 def test_json_has_both_the_crowd_and_its_processes() -> None:
     found = make_diagnosis(WHOLE, outcome=Outcome.INTERFERENCE)
     worst = ThreadShare(7, "rank0", 0.1, None)

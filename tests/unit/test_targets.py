@@ -16,7 +16,7 @@ import pytest
 
 from quietcore.agent import targets
 from quietcore.agent.targets import Follower, Target
-from quietcore.probes import cgroups, proc
+from quietcore.probes import cgroups, decode, proc
 from quietcore.probes.errors import TargetGoneError
 
 SRC = Path(__file__).resolve().parents[2] / "src"
@@ -25,6 +25,13 @@ HEADLESS = """
 import ctypes, platform, threading, time
 threading.Thread(target=time.sleep, args=(60,)).start()
 ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+"""
+RENAMED = r"""
+import time
+with open("/proc/self/comm", "wb") as f:
+    f.write(b"\x1b[31ma)\nb\xff")
+print(flush=True)
+time.sleep(60)
 """
 WITH_CHILD = "import subprocess, sys\nwith subprocess.Popen(['sleep', '60']): pass"
 
@@ -104,6 +111,20 @@ def test_a_thread_stands_for_its_process() -> None:
     assert thread.native_id not in target.processes
     assert target.name == f"{proc.comm(os.getpid())} [{os.getpid()}]"
     assert target.note.startswith(f"{thread.native_id} is a thread of {target.name}")
+
+
+def test_a_name_cannot_play_with_the_terminal() -> None:
+    """Any user's process may be called so, and root looks at it."""
+    with subprocess.Popen([sys.executable, "-c", RENAMED], stdout=subprocess.PIPE) as named:
+        try:
+            assert named.stdout is not None
+            named.stdout.readline()
+            assert proc.comm(named.pid) == "?[31ma)?b\ufffd"
+            assert targets.by_pid(named.pid).name == f"?[31ma)?b\ufffd [{named.pid}]"
+        finally:
+            named.kill()
+    assert decode.text(b"\x1b]0;x\x07") == "?]0;x?"
+    assert cgroups.short_name("/a\\x1b[31m.service") == "a?[31m.service"
 
 
 def test_a_zombie_has_ended() -> None:

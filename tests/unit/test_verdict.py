@@ -132,6 +132,26 @@ class TestTooLittle:
         assert says in found.reason
 
 
+class TestUnattributed:
+    """Waits without a record of who ran: of more threads on one CPU than it has slots for."""
+
+    def test_accuses_nobody(self) -> None:
+        whole = replace(make_account(run_delay=9 * SECOND), unattributed=9 * SECOND)
+        found = judge(whole, [whole] * 10)
+        assert found.outcome is Outcome.CANNOT_TELL
+        assert "waited 90.0% of their time without a record of who ran instead" in found.reason
+        assert "fewer threads" in found.reason
+
+    def test_is_left_out_of_what_others_took(self) -> None:
+        whole = replace(make_account(run_delay=9 * SECOND, culprits=[THIEF]), unattributed=7500 * MS)
+        found = judge(whole, [whole] * 10)
+        assert (found.outcome, found.share) == (Outcome.INTERFERENCE, pytest.approx(0.15))
+
+    def test_a_murmur_of_it_changes_nothing(self) -> None:
+        whole = replace(make_account(run_delay=150 * MS), unattributed=150 * MS)
+        assert judge(whole, [whole] * 10).outcome is Outcome.NOT_CPU
+
+
 class TestWithoutBlame:
     """/proc tells how long a thread waited, and not for whom."""
 
@@ -140,7 +160,7 @@ class TestWithoutBlame:
         found = judge(whole, [whole] * 10)
         assert found.outcome is Outcome.CANNOT_TELL
         assert str(found).startswith("cannot tell: the critical threads waited 50.0% of their time for a CPU")
-        assert "needs root" in found.reason
+        assert "needs eBPF: root in the host's pid namespace" in found.reason
 
     def test_a_quota_that_was_at_work_is_mentioned(self) -> None:
         whole = make_account(run_delay=5 * SECOND, own=None, idle=None)
@@ -251,6 +271,7 @@ def test_the_margin_is_that_of_the_mean() -> None:
         (Culprit("cgroup", "nginx.service", 1, count=12), "nginx.service (12 processes)"),
         (Culprit("softirq", "NET_RX", 1), "softirq NET_RX"),
         (Culprit("quota", "/engine", 1), "CPU quota of /engine"),
+        (Culprit("quota", f"/sys/fs/cgroup/cpu/docker/{'5e' * 32}", 1), "CPU quota of docker 5e5e5e5e5e5e"),
         (Culprit("quota", "", 1), "CPU quota"),
     ],
 )

@@ -13,6 +13,7 @@ import click
 
 from quietcore.agent.cli.bench.output import number, percent, sending, table
 from quietcore.agent.cli.exit_codes import FOUND
+from quietcore.agent.cli.options import Number
 
 if TYPE_CHECKING:
     from quietcore.scheduler.bench.driftsched.live import LiveExperiment
@@ -31,21 +32,21 @@ OPTIONS = (
     click.option("--model", default="", help="As the servers name it; default: the first each lists."),
     click.option(
         "--token-scale",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         default=1.0,
         show_default=True,
         help="Multiplies the budgets of 64 to 512 tokens, for a slow server.",
     ),
     click.option(
         "--gap-scale",
-        type=click.FloatRange(0),
+        type=Number(0),
         default=1.0,
         show_default=True,
         help="Multiplies the gaps between requests (50 to 150 ms, then 5 to 30).",
     ),
     click.option("--hints/--no-hints", default=True, show_default=True, help="Send qos and tenant."),
     click.option("--seed", type=int, default=0, show_default=True),
-    click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True),
+    click.option("--timeout", type=Number(0, min_open=True), default=600.0, show_default=True),
     click.option("--api-key", envvar="OPENAI_API_KEY", default="", help="Default: $OPENAI_API_KEY."),
 )
 """Those that mean something with ``--server`` only."""

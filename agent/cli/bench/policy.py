@@ -21,6 +21,7 @@ from quietcore.agent.cli.bench.output import (
     progress,
     table,
 )
+from quietcore.agent.cli.options import Number
 
 if TYPE_CHECKING:
     from quietcore.scheduler.bench.policy import Average, Result, Scenario
@@ -36,7 +37,7 @@ ARRIVALS = ("poisson", "bursty", "burst", "trace")
 )
 @click.option(
     "--load",
-    type=click.FloatRange(0, 10, min_open=True),
+    type=Number(0, 10, min_open=True),
     default=0.9,
     show_default=True,
     help="Offered over saturated throughput; means nothing for a burst.",
@@ -66,13 +67,11 @@ ARRIVALS = ("poisson", "bursty", "burst", "trace")
 @click.option(
     "--step-tokens", type=click.IntRange(1), default=8192, show_default=True, help="max_num_batched_tokens."
 )
-@click.option("--step-ms", type=click.FloatRange(0), default=12.0, show_default=True, help="Of a step.")
-@click.option(
-    "--sequence-ms", type=click.FloatRange(0), default=0.1, show_default=True, help="And per sequence in it."
-)
+@click.option("--step-ms", type=Number(0), default=12.0, show_default=True, help="Of a step.")
+@click.option("--sequence-ms", type=Number(0), default=0.1, show_default=True, help="And per sequence in it.")
 @click.option(
     "--prefill-token-ms",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.08,
     show_default=True,
     help="And per token of prefill.",

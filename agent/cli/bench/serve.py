@@ -12,6 +12,7 @@ import click
 
 from quietcore.agent.cli.bench.output import INPUT_FILE, clear_errors, number, pairs, percent, sending, table
 from quietcore.agent.cli.exit_codes import FOUND
+from quietcore.agent.cli.options import Number
 
 
 @click.command()
@@ -28,21 +29,21 @@ from quietcore.agent.cli.exit_codes import FOUND
 )
 @click.option(
     "--load",
-    type=click.FloatRange(0, 100, min_open=True),
+    type=Number(0, 100, min_open=True),
     default=0.9,
     show_default=True,
     help="Of --capacity.",
 )
 @click.option(
     "--capacity",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.0,
     help="Requests a second of the saturated server; default: measured with a burst.",
 )
 @click.option(
     "--calibrate", type=click.IntRange(1), default=128, show_default=True, help="Size of that burst."
 )
-@click.option("--rate", type=click.FloatRange(0), default=0.0, help="Requests a second, instead of a load.")
+@click.option("--rate", type=Number(0), default=0.0, help="Requests a second, instead of a load.")
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="The same for all requests."
 )
@@ -65,7 +66,7 @@ from quietcore.agent.cli.exit_codes import FOUND
     multiple=True,
     help="From arrival to the last token, told too.",
 )
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True)
+@click.option("--timeout", type=Number(0, min_open=True), default=600.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--api-key", envvar="OPENAI_API_KEY", default="", help="Default: $OPENAI_API_KEY.")
 @click.option("--rows", is_flag=True, help="Add every request to the JSON.")
