@@ -8,7 +8,8 @@ from quietcore.scheduler.cost.slowdown import NEUTRAL, Slowdown, read
 from quietcore.scheduler.cost.steps import StepShape, StepTimeModel
 
 MOST_TOKENS = 1e8
-REFRESH = 2  # lessons between two looks at the step time
+# Lessons, or seconds of engine time, between two looks at what was learned of step times.
+REFRESH, REFRESH_S = 8, 0.1
 # Change of a rate below which costs stay as they are, so that keys compare: in general, when the measured
 # slowdown has changed, and when a disturbance has begun or ended.
 HYSTERESIS, HYSTERESIS_SLOWDOWN, HYSTERESIS_BEGIN = 0.1, 0.05, 0.02
@@ -43,6 +44,7 @@ class CostModel:
         self._steps = 0
         self._untaught = 0
         self._untaught_s = 0.0
+        self._unseen_s = 0.0
         self._seen = -1
         self._read = self._slowdown = NEUTRAL
         self._prefill_token_s = self._shared_token_s = self._own_token_s = 0.0
@@ -90,6 +92,7 @@ class CostModel:
         self._steps += 1
         self._untaught += 1
         self._untaught_s += seconds
+        self._unseen_s += seconds
         if (
             self._steps > LEARN_FROM_ALL
             and self._untaught < LEARN_AFTER_STEPS
@@ -117,9 +120,14 @@ class CostModel:
         """
         steps = self.step_time.steps
         slowdown = read(self._source)
-        if steps < self._seen + REFRESH and slowdown == self._read and self._seen >= 0:
+        news = steps - self._seen
+        if (
+            slowdown == self._read
+            and (not news or (news < REFRESH and self._unseen_s < REFRESH_S))
+            and self._seen >= 0
+        ):
             return
-        self._seen, self._read = steps, slowdown
+        self._seen, self._read, self._unseen_s = steps, slowdown, 0.0
         batch = self.batch()
         typical = self.step_time.typical
         context = typical.context_tokens * batch / typical.decode_seqs if typical.decode_seqs > 0 else 0.0

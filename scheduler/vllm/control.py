@@ -55,6 +55,7 @@ class Control:
         self.queues: list[DriftQueue] = []
         self._now = now
         self._state = self._model_state()
+        self._slowdown = cost.slowdown
         self._rerank_time = TimeShare(_RERANK_SHARE, _RERANK_MOST_S)
         # Last, as it makes a file, which nobody would remove if something here failed after it.
         self.telemetry = Telemetry(settings.page_dir, slots, warn)
@@ -126,7 +127,8 @@ class Control:
         self.cost.refresh()
         state = self._model_state()
         if state != self._state:
-            if state[1] != self._state[1]:
+            if self.cost.slowdown != self._slowdown:
+                self._slowdown = self.cost.slowdown
                 self.telemetry.hurry()
             self._state = state
             for queue in self.queues:
