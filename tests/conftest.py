@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import os
 import platform
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,11 @@ import pytest
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 BPF_MAP_CREATE = 0
 BPF_MAP_TYPE_ARRAY = 2
+
+
+def pytest_configure() -> None:
+    """A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def can_create_bpf_map() -> bool:
