@@ -34,7 +34,7 @@ def command(seeds: int, changes: int, jobs: int, as_json: bool) -> None:
     """How soon step times are foreseen right when noise on the host begins or ends, in virtual time.
 
     Compares no correction, steps that time themselves, and the agent's feedback page, on engines whose true
-    step times are known. No engine runs and no agent measures: `quietcore bench loop` has both.
+    step times are known. No engine runs and no agent measures.
 
     Exit codes: 0 done, 2 wrong usage, 3 a library is missing.
     """
