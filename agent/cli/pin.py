@@ -13,6 +13,7 @@ import click
 from quietcore import __version__
 from quietcore.agent import targets
 from quietcore.agent.cli.exit_codes import FOUND, HEALTHY
+from quietcore.agent.cli.options import Number
 
 if TYPE_CHECKING:
     from quietcore.agent.diagnosis import Diagnosis
@@ -37,7 +38,7 @@ _journal = click.option(
 def _measured(function: _F) -> _F:
     """Options of the verbs that measure first."""
     options = (
-        click.option("--duration", type=click.FloatRange(1, 600), default=3.0, show_default=True),
+        click.option("--duration", type=Number(1, 600), default=3.0, show_default=True),
         click.option(
             "--backend",
             type=click.Choice(["auto", "libbpf", "bcc", "procfs"]),
