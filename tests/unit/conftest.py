@@ -6,7 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.unit.boards import Board
 from tests.unit.cuda_programs import Build
+
+from quietcore.agent.pin.registry import LEVERS
 
 
 @pytest.fixture
@@ -20,3 +23,10 @@ def build(tmp_path: Path) -> Build:
         return path
 
     return compile_
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+    lever = Board()
+    monkeypatch.setitem(LEVERS, "board", lever)
+    return lever

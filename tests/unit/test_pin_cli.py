@@ -17,18 +17,10 @@ from quietcore.agent.pin import actuate
 from quietcore.agent.pin.journal import Journal
 from quietcore.agent.pin.owners import PLACING, Owner
 from quietcore.agent.pin.plan import Plan, Proposal
-from quietcore.agent.pin.registry import LEVERS
 from quietcore.probes.errors import MeasureError
 
 PLAN = Plan("affinity", "a quiet CPU", tuple(settings(a=11, b=21)), frozenset({0}))
 OWNER = Owner("kubelet", PLACING, "kubelet places it", "ask kubelet")
-
-
-@pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Board:
-    lever = Board()
-    monkeypatch.setitem(LEVERS, "board", lever)
-    return lever
 
 
 @pytest.fixture

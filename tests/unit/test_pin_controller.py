@@ -15,18 +15,10 @@ from tests.unit.factories import make_target
 from quietcore.agent.pin import Controller, Event, JournalBusyError, Mode, Reading, actuate, controller
 from quietcore.agent.pin.journal import Journal
 from quietcore.agent.pin.plan import Plan, Proposal
-from quietcore.agent.pin.registry import LEVERS
 from quietcore.agent.targets import Target
 
 ONE, TWO = make_target(1, name="one"), make_target(2, name="two")
 PATIENCE_S = 20.0
-
-
-@pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Board:
-    lever = Board()
-    monkeypatch.setitem(LEVERS, "board", lever)
-    return lever
 
 
 @pytest.fixture

@@ -17,18 +17,10 @@ from quietcore.agent.pin.host_levers import BalancerBan, Cpuset
 from quietcore.agent.pin.journal import Change, Journal
 from quietcore.agent.pin.levers import GoneError, Outcome, RefusedError, kernel_answers, put, restore
 from quietcore.agent.pin.plan import Setting
-from quietcore.agent.pin.registry import LEVERS
 from quietcore.agent.pin.restore import put_back, restore_journal
 from quietcore.agent.pin.things import Balancer, CpusetDir, IrqLine, Thread, Value, thing_of
 from quietcore.agent.pin.thread_levers import Affinity
 from quietcore.probes import proc
-
-
-@pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Board:
-    lever = Board()
-    monkeypatch.setitem(LEVERS, "board", lever)
-    return lever
 
 
 @pytest.fixture

@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from tests.unit.step_clock import Time
 
 from quietcore.scheduler.vllm import budget
 from quietcore.scheduler.vllm.budget import TimeShare
 
 SHARE, MOST_S = 0.01, 0.0005
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

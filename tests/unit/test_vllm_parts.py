@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.unit.step_clock import Time
 
 from quietcore.scheduler.config import Settings
 from quietcore.scheduler.estimate import End
@@ -17,14 +18,6 @@ from quietcore.scheduler.vllm.facts import FactsReader
 from quietcore.scheduler.vllm.steps import StepClock
 from quietcore.scheduler.vllm.telemetry import Telemetry
 from quietcore.scheduler.vllm.text import PromptDecoder
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
