@@ -179,7 +179,6 @@ def read_interrupts(roots: Roots | None = None) -> dict[int, Irq]:
     for number, counts in _interrupt_lines(roots):
         directory = roots.proc / "irq" / str(number)
         try:
-            mode = os.stat(directory / "smp_affinity_list").st_mode
             affinity = frozenset(parse_list(read_text(directory / "smp_affinity_list")))
         except (OSError, ValueError):
             continue  # it has gone, or has no affinity (per-CPU interrupts of ARM)
@@ -190,9 +189,18 @@ def read_interrupts(roots: Roots | None = None) -> dict[int, Irq]:
             counts,
             affinity,
             effective or affinity,
-            managed=not mode & _WRITABLE,
+            managed=is_managed(number, roots),
         )
     return found
+
+
+def is_managed(number: int, roots: Roots | None = None) -> bool:
+    """Whether the kernel places an interrupt itself: its file has no write permission, not even root's."""
+    try:
+        path = (roots or Roots()).proc / "irq" / str(number) / "smp_affinity_list"
+        return not os.stat(path).st_mode & _WRITABLE
+    except OSError:
+        return False
 
 
 def irq_name(number: int, roots: Roots | None = None) -> str:

@@ -13,7 +13,7 @@ from quietcore.agent.pin.levers import CpuListLever, GoneError, Lever, RefusedEr
 from quietcore.agent.pin.things import Balancer, CpusetDir, IrqLine, Thing, Value
 from quietcore.probes import proc
 from quietcore.probes.host.finding import format_list, parse_list, read_text, try_read
-from quietcore.probes.topology import irq_name
+from quietcore.probes.topology import irq_name, is_managed
 
 SOCKETS = Path("/run/irqbalance")
 _CPUS = "cpuset.cpus"
@@ -45,14 +45,6 @@ class IrqAffinity(CpuListLever):
         if irq_name(thing.number) != thing.name:
             raise GoneError(f"{thing} is gone")
         return proc.PROC / "irq" / str(thing.number) / "smp_affinity_list"
-
-
-def is_managed(number: int) -> bool:
-    """Whether the kernel places an interrupt itself: its file has no write permission, not even root's."""
-    try:
-        return not os.stat(proc.PROC / "irq" / str(number) / "smp_affinity_list").st_mode & 0o222
-    except OSError:
-        return False
 
 
 class Cpuset(CpuListLever):
