@@ -8,11 +8,14 @@ import importlib.util
 import os
 import platform
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 BPF_MAP_CREATE = 0
 BPF_MAP_TYPE_ARRAY = 2
@@ -84,8 +87,24 @@ def missing_for_vllm() -> str:
     return ""
 
 
+@functools.cache
+def missing_for_nobody() -> str:
+    """A checkout below a folder of root's alone, as ``mktemp -d`` makes them, is out of others' reach."""
+    if os.geteuid() != 0:
+        return "needs root, to run something as another user"
+    program = [sys.executable, "-c", "import quietcore.probes"]
+    try:
+        done = subprocess.run(program, user=65534, cwd="/", capture_output=True, check=False)
+        if done.returncode == 0:
+            return ""
+    except PermissionError:
+        pass
+    return f"needs a checkout that other users can read, unlike {ROOT}"
+
+
 MISSING_FOR: dict[str, Callable[[], str]] = {
     "root": missing_for_root,
+    "nobody": missing_for_nobody,
     "bcc": missing_for_bcc,
     "vllm": missing_for_vllm,
 }

@@ -118,6 +118,7 @@ def test_doctor_where_proc_sys_is_read_only() -> None:
     assert checks["libbpf btf"]["ok"], checks["libbpf btf"]
 
 
+@pytest.mark.nobody
 def test_no_permission() -> None:
     if not os.access(sys.executable, os.X_OK) or _home_is_private():
         pytest.skip("the environment lies in a folder that only root may enter")
@@ -126,6 +127,7 @@ def test_no_permission() -> None:
     assert_one_line(result, 3, "run as root")
 
 
+@pytest.mark.nobody
 def test_without_root_procfs_still_works() -> None:
     if _home_is_private():
         pytest.skip("the environment lies in a folder that only root may enter")
@@ -138,6 +140,7 @@ def test_without_root_procfs_still_works() -> None:
     assert "run as root" in result.stdout
 
 
+@pytest.mark.nobody
 def test_without_root_the_demo_says_what_it_lacks() -> None:
     if _home_is_private():
         pytest.skip("the environment lies in a folder that only root may enter")

@@ -263,6 +263,7 @@ def test_says_that_a_process_may_be_hidden(backend: ProcfsBackend) -> None:
         backend.add_process(4_194_305)  # above the largest pid_max
 
 
+@pytest.mark.nobody
 @pytest.mark.root
 def test_of_a_process_that_hidepid_hides() -> None:
     # at its own mount, in a mount namespace of its own, as nobody
@@ -282,6 +283,7 @@ def test_of_a_process_that_hidepid_hides() -> None:
     assert "hidepid" in done.stdout
 
 
+@pytest.mark.nobody
 @pytest.mark.root
 def test_other_users_processes_can_be_read(servant: Servant) -> None:
     script = (

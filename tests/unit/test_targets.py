@@ -264,6 +264,7 @@ def as_nobody_with_hidepid(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.nobody
 @pytest.mark.root
 @pytest.mark.parametrize(
     ("arguments", "words"),
